@@ -1,0 +1,51 @@
+// What tch does not bind: libtorch's fused AdamW and its foreach forms.
+// Every function returns null on success or a message that the caller frees with hdd_free.
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/_foreach_lerp.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <cstring>
+#include <vector>
+
+namespace {
+std::vector<at::Tensor> list(at::Tensor **tensors, size_t n) {
+  std::vector<at::Tensor> out;
+  out.reserve(n);
+  for (size_t i = 0; i < n; ++i) out.push_back(*tensors[i]);
+  return out;
+}
+
+template <typename F> char *guarded(F f) {
+  try {
+    f();
+    return nullptr;
+  } catch (const std::exception &e) {
+    return strdup(e.what());
+  } catch (...) {
+    return strdup("unknown C++ exception");
+  }
+}
+} // namespace
+
+extern "C" {
+
+void hdd_free(char *message) { free(message); }
+
+char *hdd_fused_adamw(at::Tensor **params, at::Tensor **grads, at::Tensor **first, at::Tensor **second, at::Tensor **steps,
+                      size_t n, double lr, double beta1, double beta2, double weight_decay, double eps) {
+  return guarded([&] {
+    at::NoGradGuard guard;
+    auto p = list(params, n), g = list(grads, n), m = list(first, n), v = list(second, n), s = list(steps, n);
+    at::_fused_adamw_(p, g, m, v, {}, s, lr, beta1, beta2, weight_decay, eps, false, false, {}, {});
+  });
+}
+
+char *hdd_foreach_lerp(at::Tensor **targets, at::Tensor **sources, size_t n, double weight) {
+  return guarded([&] {
+    at::NoGradGuard guard;
+    auto t = list(targets, n), s = list(sources, n);
+    at::_foreach_lerp_(t, s, weight);
+  });
+}
+}

@@ -1,0 +1,183 @@
+//! How an expert or router is trained. Defaults are the paper's (Sections 6.2, 6.3); a charter carries its own.
+
+use crate::{Result, error::ensure};
+use serde::{Deserialize, Serialize};
+
+const NAME: &str = "training recipe";
+
+/// How training times are drawn from [0, 1].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum TimeSampling {
+    /// Uniform.
+    Uniform,
+    /// `sigmoid(mean + std n)` with normal `n` (Esser et al., Section 3.1).
+    LogitNormal {
+        /// Centre before the sigmoid; positive means noisier.
+        mean: f32,
+        /// Spread before the sigmoid.
+        std: f32,
+    },
+}
+
+/// Weight of the squared error at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum LossWeighting {
+    /// 1 (Eq. 3, 4).
+    Uniform,
+    /// `min(1 / alpha^2, limit)`: gives an epsilon network the weights of a velocity network (Proposition 1) up to the
+    /// limit, since its errors are divided by alpha when it is asked for a clean sample.
+    InverseAlpha {
+        /// Largest weight, 1 to 10,000.
+        limit: f32,
+    },
+}
+
+/// Training of an expert.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Images a step.
+    pub batch: u32,
+    /// AdamW's step size after warmup.
+    pub learning_rate: f64,
+    /// Steps of linear warmup.
+    pub warmup: u64,
+    /// AdamW's first decay.
+    pub beta1: f64,
+    /// AdamW's second decay.
+    pub beta2: f64,
+    /// AdamW's epsilon.
+    pub epsilon: f64,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest gradient norm.
+    pub clip: f64,
+    /// Decay of the averaged weights, a step.
+    pub ema_decay: f64,
+    /// Probability that the text is replaced by the learned null.
+    pub text_dropout: f64,
+    /// Distribution of training times.
+    pub times: TimeSampling,
+    /// Weight of the loss at a time.
+    pub weighting: LossWeighting,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            steps: 500_000,
+            batch: 128,
+            learning_rate: 1e-4,
+            warmup: 5_000,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            clip: 1.0,
+            ema_decay: 0.9999,
+            text_dropout: 0.1,
+            times: TimeSampling::Uniform,
+            weighting: LossWeighting::Uniform,
+        }
+    }
+}
+
+impl Recipe {
+    /// # Errors
+    /// [`crate::Error::OutOfRange`] with the field.
+    pub fn check(&self) -> Result<()> {
+        let within = |field, value: f64, low: f64, high: f64| {
+            ensure((low..=high).contains(&value), NAME, field, || format!("is {value}, must be {low} to {high}"))
+        };
+        ensure((1..=100_000_000).contains(&self.steps), NAME, "steps", || "must be 1 to 100,000,000".into())?;
+        ensure((1..=65_536).contains(&self.batch), NAME, "batch", || "must be 1 to 65,536".into())?;
+        ensure(self.warmup <= 100_000_000, NAME, "warmup", || "must be at most 100,000,000".into())?;
+        within("learning_rate", self.learning_rate, 1e-8, 1.0)?;
+        within("beta1", self.beta1, 0.0, 0.999_999)?;
+        within("beta2", self.beta2, 0.0, 0.999_999)?;
+        within("epsilon", self.epsilon, 1e-12, 1e-1)?;
+        within("weight_decay", self.weight_decay, 0.0, 1.0)?;
+        within("clip", self.clip, 1e-6, 1e6)?;
+        within("ema_decay", self.ema_decay, 0.0, 0.999_999)?;
+        within("text_dropout", self.text_dropout, 0.0, 1.0)?;
+        if let TimeSampling::LogitNormal { mean, std } = self.times {
+            within("times.mean", f64::from(mean), -5.0, 5.0)?;
+            within("times.std", f64::from(std), 0.01, 5.0)?;
+        }
+        if let LossWeighting::InverseAlpha { limit } = self.weighting {
+            within("weighting.limit", f64::from(limit), 1.0, 1e4)?;
+        }
+        Ok(())
+    }
+}
+
+/// Training of a router (Section 6.3): AdamW, cosine from `learning_rate` to a hundredth of it, no warmup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouterRecipe {
+    /// Channels of a token.
+    pub width: u32,
+    /// Transformer blocks.
+    pub depth: u32,
+    /// Attention heads.
+    pub heads: u32,
+    /// Side of a square patch in latent pixels.
+    pub patch: u32,
+    /// Whether the router also sees the text: `p(k | x_t, t, c)`. Without it, it knows only the prior at `t = 1`.
+    pub text: bool,
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Images a step.
+    pub batch: u32,
+    /// AdamW's first step size.
+    pub learning_rate: f64,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+}
+
+impl Default for RouterRecipe {
+    /// The paper's B/2 router; 25 epochs of 11M images are about a million steps.
+    fn default() -> Self {
+        Self {
+            width: 768,
+            depth: 12,
+            heads: 12,
+            patch: 2,
+            text: false,
+            steps: 1_074_000,
+            batch: 256,
+            learning_rate: 5e-5,
+            weight_decay: 1e-2,
+        }
+    }
+}
+
+impl RouterRecipe {
+    /// # Errors
+    /// [`crate::Error::OutOfRange`] with the field.
+    pub fn check(&self) -> Result<()> {
+        let ok = (4..=4096).contains(&self.width)
+            && (1..=128).contains(&self.depth)
+            && (1..=64).contains(&self.heads)
+            && (1..=16).contains(&self.patch)
+            && self.width.is_multiple_of(self.heads)
+            && self.width.is_multiple_of(4);
+        ensure(ok, "router recipe", "shape", || "is no network: width must be a multiple of heads and of 4".into())?;
+        ensure(
+            (1..=100_000_000).contains(&self.steps) && (1..=65_536).contains(&self.batch),
+            "router recipe",
+            "steps or batch",
+            || "is out of range".into(),
+        )?;
+        ensure(
+            (1e-8..=1.0).contains(&self.learning_rate) && (0.0..=1.0).contains(&self.weight_decay),
+            "router recipe",
+            "learning_rate or weight_decay",
+            || "must lie within 0 to 1".into(),
+        )
+    }
+}
