@@ -5,7 +5,11 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <cstdlib>
 #include <cstring>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <vector>
 
 namespace {
@@ -47,5 +51,13 @@ char *hdd_foreach_lerp(at::Tensor **targets, at::Tensor **sources, size_t n, dou
     auto t = list(targets, n), s = list(sources, n);
     at::_foreach_lerp_(t, s, weight);
   });
+}
+
+void hdd_keep_pages() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  mallopt(M_TOP_PAD, 64 << 20);
+#endif
 }
 }

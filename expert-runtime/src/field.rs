@@ -1,0 +1,31 @@
+use crate::Result;
+use tch::Tensor;
+
+/// Classifier-free guidance (Ho and Salimans, 2022).
+#[derive(Debug)]
+pub struct Guidance {
+    /// Scale `g` in `u + g (c - u)`, one an image.
+    pub scale: Vec<f64>,
+    /// What to steer away from, `(B, L, W)`; the learned null where absent.
+    pub negative: Option<Tensor>,
+}
+
+/// What the pictures of a batch are asked to show.
+#[derive(Debug)]
+pub struct Condition {
+    /// Text tokens, `(B, L, W)`; the learned null where absent.
+    pub text: Option<Tensor>,
+    /// Guidance; without it the conditional velocity alone is evaluated.
+    pub guidance: Option<Guidance>,
+}
+
+/// A velocity on the linear path's clock: the one seam between training and serving.
+///
+/// `v = eps - x0` on `x_t = (1 - t) x0 + t eps` (Eq. 4); sampling goes `x <- x - v dt` from `t = 1` to `t = 0`.
+pub trait VelocityField {
+    /// The velocity at `x`, `(B, ...)`, and the times `t`, one an image in [0, 1].
+    ///
+    /// # Errors
+    /// What libtorch refuses: out of memory, in the main.
+    fn velocity(&self, x: &Tensor, t: &[f64], condition: &Condition) -> Result<Tensor>;
+}

@@ -1,0 +1,171 @@
+//! The network of an expert: DiT with AdaLN-Single and cross-attention to text (paper Section 2.5, Eq. 14-19; PixArt-alpha).
+
+use super::layers::{
+    Attention, Mlp, PatchEmbed, TimestepEmbed, attend, fill_normal, gate, linear, modulate, norm, position_embedding,
+    unpatchify,
+};
+use hdd_protocol::Architecture;
+use tch::{
+    Kind, Tensor,
+    nn::{Init, Linear, Module, Path},
+};
+
+/// Attention of image tokens to text tokens.
+#[derive(Debug)]
+struct CrossAttention {
+    q_linear: Linear,
+    kv_linear: Linear,
+    proj: Linear,
+    heads: i64,
+}
+
+impl CrossAttention {
+    fn new(vs: &Path<'_>, width: i64, heads: i64) -> Self {
+        let mut proj = linear(vs / "proj", width, width);
+        fill_normal(&mut proj, 0.0);
+        Self {
+            q_linear: linear(vs / "q_linear", width, width),
+            kv_linear: linear(vs / "kv_linear", width, 2 * width),
+            proj,
+            heads,
+        }
+    }
+
+    fn forward(&self, x: &Tensor, text: &Tensor) -> Tensor {
+        let (b, n, d) = (x.size()[0], x.size()[1], x.size()[2]);
+        let (l, head) = (text.size()[1], d / self.heads);
+        let q = self.q_linear.forward(x).reshape([b, n, self.heads, head]).transpose(1, 2); // (B, h, N, D/h)
+        let kv = self.kv_linear.forward(text).reshape([b, l, 2, self.heads, head]).permute([2, 0, 3, 1, 4]);
+        self.proj.forward(&attend(&q, &kv.select(0, 0), &kv.select(0, 1))) // (B, N, D)
+    }
+}
+
+#[derive(Debug)]
+struct Block {
+    attn: Attention,
+    cross_attn: CrossAttention,
+    mlp: Mlp,
+    scale_shift_table: Tensor, // (6, D)
+    cross_norm: bool,
+    epsilon: f64,
+}
+
+impl Block {
+    fn new(vs: &Path<'_>, a: &Architecture) -> Self {
+        let (width, heads) = (i64::from(a.width), i64::from(a.heads));
+        Self {
+            attn: Attention::new(&(vs / "attn"), width, heads),
+            cross_attn: CrossAttention::new(&(vs / "cross_attn"), width, heads),
+            mlp: Mlp::new(&(vs / "mlp"), width),
+            scale_shift_table: table(vs, 6, width),
+            cross_norm: a.cross_norm,
+            epsilon: f64::from(a.norm_epsilon),
+        }
+    }
+
+    /// `x (B, N, D)`, `text (B, L, D)`, `modulation (B, 6, D)`.
+    fn forward(&self, x: &Tensor, text: &Tensor, modulation: &Tensor) -> Tensor {
+        let m = (modulation + &self.scale_shift_table).unsqueeze(2).unbind(1); // six of (B, 1, D)
+        let y = self.attn.forward(&modulate(&norm(x, self.epsilon), &m[0], &m[1]));
+        let x = gate(x, &m[2], &y);
+        let query = if self.cross_norm { norm(&x, self.epsilon) } else { x.shallow_clone() }; // Eq. 18
+        let x = &x + self.cross_attn.forward(&query, text);
+        let y = self.mlp.forward(&modulate(&norm(&x, self.epsilon), &m[3], &m[4]));
+        gate(&x, &m[5], &y)
+    }
+}
+
+fn table(vs: &Path<'_>, rows: i64, width: i64) -> Tensor {
+    let stdev = (width as f64).powf(-0.5);
+    vs.var("scale_shift_table", &[rows, width], Init::Randn { mean: 0.0, stdev })
+}
+
+/// Text-conditioned DiT with AdaLN-Single.
+#[derive(Debug)]
+pub struct Dit {
+    x_embedder: PatchEmbed,
+    t_embedder: TimestepEmbed,
+    t_block: Linear,
+    text_proj: Linear,
+    null_embedding: Tensor, // (L, W)
+    blocks: Vec<Block>,
+    final_table: Tensor, // (2, D)
+    final_linear: Linear,
+    position: Tensor, // (1, N, D)
+    architecture: Architecture,
+}
+
+impl Dit {
+    /// A network of shape `a`, initialised as PixArt-alpha's (facts.md, Network of an expert) from libtorch's generator.
+    ///
+    /// `a` must have passed [`Architecture::check`].
+    pub fn new(vs: &Path<'_>, a: &Architecture) -> Self {
+        let [width, depth, patch, channels, text_width, text_length] =
+            [a.width, a.depth, a.patch, a.channels, a.text_width, a.text_length].map(i64::from);
+        let t_block = {
+            let mut layer = linear(vs / "t_block" / 1, width, 6 * width);
+            fill_normal(&mut layer, 0.02);
+            layer
+        };
+        let text_proj = {
+            let mut layer = linear(vs / "text_proj", text_width, width);
+            fill_normal(&mut layer, 0.02);
+            layer
+        };
+        let last = vs / "final_layer";
+        let final_linear = {
+            let mut layer = linear(&last / "linear", width, patch * patch * channels);
+            fill_normal(&mut layer, 0.0);
+            layer
+        };
+        let stdev = (text_width as f64).powf(-0.5);
+        Self {
+            x_embedder: PatchEmbed::new(&(vs / "x_embedder"), channels, width, patch),
+            t_embedder: TimestepEmbed::new(&(vs / "t_embedder"), width),
+            t_block,
+            text_proj,
+            null_embedding: vs.var("null_embedding", &[text_length, text_width], Init::Randn { mean: 0.0, stdev }),
+            blocks: (0..depth).map(|i| Block::new(&(vs / "blocks" / i), a)).collect(),
+            final_table: table(&last, 2, width),
+            final_linear,
+            position: position_embedding(width, i64::from(a.size / a.patch)).to_device(vs.device()),
+            architecture: a.clone(),
+        }
+    }
+
+    /// The shape.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// The learned null text, `(B, L, W)`.
+    pub fn null_text(&self, batch: i64) -> Tensor {
+        self.null_embedding.unsqueeze(0).expand([batch, -1, -1], false)
+    }
+
+    /// The raw output at `x (B, C, H, W)`, times `t` in [0, 1] (one an image) and `text (B, L, W)`; shaped as `x`.
+    pub fn forward(&self, x: &Tensor, t: &[f64], text: &Tensor) -> Tensor {
+        let a = &self.architecture;
+        let times = self.network_times(t).to_device(x.device()); // (B)
+        let mut h = self.x_embedder.forward(x) + &self.position; // (B, N, D)
+        let time = self.t_embedder.forward(&times); // (B, D)
+        let modulation = self.t_block.forward(&time.silu()).reshape([-1, 6, i64::from(a.width)]); // (B, 6, D)
+        let text = self.text_proj.forward(text); // (B, L, D)
+        for block in &self.blocks {
+            h = block.forward(&h, &text, &modulation);
+        }
+        let m = (time.unsqueeze(1) + &self.final_table).unsqueeze(2).unbind(1); // two of (B, 1, D)
+        let h = modulate(&norm(&h, f64::from(a.norm_epsilon)), &m[0], &m[1]);
+        unpatchify(&self.final_linear.forward(&h), i64::from(a.patch), i64::from(a.channels)) // (B, C, H, W)
+    }
+
+    /// In float32, as PyTorch's references compute `time_scale * t`.
+    fn network_times(&self, t: &[f64]) -> Tensor {
+        let a = &self.architecture;
+        let scaled = t.iter().map(|&t| {
+            let time = a.time_scale * t as f32;
+            if a.round_time { time.round_ties_even() } else { time }
+        });
+        Tensor::from_slice(&scaled.collect::<Vec<f32>>()).to_kind(Kind::Float)
+    }
+}

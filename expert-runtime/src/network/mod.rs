@@ -1,0 +1,9 @@
+//! The transformer of an expert and the layers that it shares with the router.
+
+mod dit;
+mod layers;
+
+pub use dit::Dit;
+pub use layers::{
+    Attention, Mlp, PatchEmbed, TimestepEmbed, fill_normal, gate, linear, modulate, norm, position_embedding, unpatchify,
+};

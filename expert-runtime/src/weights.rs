@@ -1,0 +1,201 @@
+//! Weights files: safetensors and nothing else.
+//!
+//! A file may come from a stranger. Its header is bounded before it is parsed, tensors are matched by name and shape
+//! before one byte becomes a tensor, and a pickle is refused by its first bytes whatever its name says.
+
+use crate::{Error, Result, error::At};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::Write,
+    path::Path,
+};
+use tch::{Kind, Tensor};
+
+/// Largest header, bytes.
+const HEADER_LIMIT: u64 = 1 << 20;
+/// Most tensors in a file.
+const TENSOR_LIMIT: usize = 4096;
+
+/// Named tensors in a fixed order.
+pub type Named = BTreeMap<String, Tensor>;
+
+/// Writes tensors as they are, with `metadata` in the header, to a file that must not exist yet, and syncs it.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Weights`] for a tensor kind that safetensors lacks.
+pub fn write(path: &Path, tensors: &Named, metadata: HashMap<String, String>) -> Result<()> {
+    let bad = |why: String| Error::Weights { path: path.to_owned(), why };
+    let mut buffers = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let kind = tensor.kind();
+        let dtype = dtype_of(kind).ok_or_else(|| bad(format!("tensor {name} has kind {kind:?}")))?;
+        let tensor = tensor.detach().to_device(tch::Device::Cpu).contiguous();
+        let mut bytes = vec![0u8; tensor.numel() * kind.elt_size_in_bytes()];
+        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+        buffers.push((name.clone(), dtype, tensor.size().iter().map(|&n| n as usize).collect::<Vec<_>>(), bytes));
+    }
+    let views = buffers
+        .iter()
+        .map(|(name, dtype, shape, bytes)| Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
+        .map_err(|e| bad(e.to_string()))?;
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| bad(e.to_string()))?;
+    let mut file = File::create_new(path).at("create", path)?;
+    file.write_all(&bytes).and_then(|()| file.sync_all()).at("write", path)
+}
+
+/// Copies the file's tensors into `targets`, converting the kind. Names and shapes must match exactly; a stored
+/// `pos_embed` is ignored, since it is fixed by the shape.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Weights`] with the first tensor that is missing, unknown, of another shape or not finite.
+pub fn read_into(path: &Path, targets: &Named) -> Result<()> {
+    let _guard = tch::no_grad_guard();
+    with_tensors(path, |tensors| {
+        check_shapes(tensors, targets)?;
+        for (name, target) in targets {
+            let view = tensors.tensor(name).map_err(|e| e.to_string())?;
+            let source = to_tensor(&view).map_err(|why| format!("tensor {name} {why}"))?;
+            let finite = source.f_isfinite().and_then(|t| t.f_all()).map_err(|e| e.to_string())?;
+            if finite.int64_value(&[]) == 0 {
+                return Err(format!("tensor {name} holds NaN or infinity"));
+            }
+            target.shallow_clone().f_copy_(&source).map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    })
+}
+
+/// Every tensor of a file, as stored.
+///
+/// # Errors
+/// As [`read_into`], for files that are no safetensors.
+pub fn read(path: &Path) -> Result<Named> {
+    with_tensors(path, |tensors| {
+        tensors.iter().map(|(name, view)| Ok((name.to_owned(), to_tensor(&view)?))).collect()
+    })
+}
+
+fn check_shapes(tensors: &SafeTensors<'_>, targets: &Named) -> Result<(), String> {
+    for (name, target) in targets {
+        let view = tensors.tensor(name).map_err(|_| format!("tensor {name} is missing"))?;
+        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+        if shape != target.size() {
+            return Err(format!("tensor {name} has shape {shape:?}, the architecture asks for {:?}", target.size()));
+        }
+    }
+    match tensors.names().into_iter().find(|name| !targets.contains_key(*name) && *name != "pos_embed") {
+        Some(name) => Err(format!("tensor {name} belongs to no part of the architecture")),
+        None => Ok(()),
+    }
+}
+
+fn with_tensors<T>(path: &Path, f: impl FnOnce(&SafeTensors<'_>) -> Result<T, String>) -> Result<T> {
+    let bad = |why: String| Error::Weights { path: path.to_owned(), why };
+    let file = File::open(path).at("open", path)?;
+    let length = file.metadata().at("read", path)?.len();
+    if length < 8 {
+        return Err(bad(format!("it has {length} bytes, which is no safetensors file; it may be truncated")));
+    }
+    // SAFETY-relevant assumption of mmap: checkpoints are replaced by rename, never rewritten in place.
+    #[allow(unsafe_code)]
+    let bytes = unsafe { Mmap::map(&file) }.at("map", path)?;
+    if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 0x02]) {
+        return Err(bad("it is a pickle, which can run code; only safetensors are read".into()));
+    }
+    let header = bytes.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
+    if header > HEADER_LIMIT.min(length - 8) {
+        return Err(bad(format!("its header claims {header} bytes; it is truncated or no safetensors file")));
+    }
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
+    if tensors.len() > TENSOR_LIMIT {
+        return Err(bad(format!("it holds {} tensors, at most {TENSOR_LIMIT} are read", tensors.len())));
+    }
+    f(&tensors).map_err(bad)
+}
+
+fn to_tensor(view: &TensorView<'_>) -> Result<Tensor, String> {
+    let kind = kind_of(view.dtype()).ok_or_else(|| format!("has the unsupported type {:?}", view.dtype()))?;
+    let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+    // libtorch does not check the slice's length.
+    let wanted = view.shape().iter().try_fold(kind.elt_size_in_bytes(), |n, &side| n.checked_mul(side));
+    if wanted != Some(view.data().len()) {
+        return Err(format!("has {} bytes, not those of {shape:?} {kind:?}", view.data().len()));
+    }
+    Tensor::f_from_data_size(view.data(), &shape, kind).map_err(|e| e.to_string())
+}
+
+fn kind_of(dtype: Dtype) -> Option<Kind> {
+    Some(match dtype {
+        Dtype::F64 => Kind::Double,
+        Dtype::F32 => Kind::Float,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::I64 => Kind::Int64,
+        Dtype::U8 => Kind::Uint8,
+        _ => return None,
+    })
+}
+
+fn dtype_of(kind: Kind) -> Option<Dtype> {
+    Some(match kind {
+        Kind::Double => Dtype::F64,
+        Kind::Float => Dtype::F32,
+        Kind::Half => Dtype::F16,
+        Kind::BFloat16 => Dtype::BF16,
+        Kind::Int64 => Dtype::I64,
+        Kind::Uint8 => Dtype::U8,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    fn named(pairs: &[(&str, Tensor)]) -> Named {
+        pairs.iter().map(|(name, tensor)| ((*name).to_owned(), tensor.shallow_clone())).collect()
+    }
+
+    #[test]
+    fn round_trip_and_hostile_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("good.safetensors");
+        let a = Tensor::randn([3, 4], (Kind::Float, Device::Cpu));
+        write(&path, &named(&[("a", a.shallow_clone()), ("b", Tensor::ones([2], (Kind::Float, Device::Cpu)))]), HashMap::new())
+            .unwrap();
+        let into = named(&[("a", a.zeros_like()), ("b", Tensor::zeros([2], (Kind::Float, Device::Cpu)))]);
+        read_into(&path, &into).unwrap();
+        assert_eq!(into["a"], a);
+
+        let good = std::fs::read(&path).unwrap();
+        let nan = folder.path().join("nan.safetensors");
+        write(&nan, &named(&[("a", &a / 0.0), ("b", into["b"].shallow_clone())]), HashMap::new()).unwrap();
+        let mut long_header = good.clone();
+        long_header[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        let cases: [(&str, Vec<u8>, &str); 8] = [
+            ("empty", vec![], "truncated"),
+            ("cut", good[..good.len() - 4].to_vec(), ""),
+            ("header", long_header, "header claims"),
+            ("zip", [b"PK\x03\x04".as_slice(), &good].concat(), "pickle"),
+            ("pickle", [[0x80, 0x02].as_slice(), &good].concat(), "pickle"),
+            ("trailing", [good.as_slice(), b"more"].concat(), ""),
+            ("nan", std::fs::read(&nan).unwrap(), "NaN"),
+            ("noise", vec![7; 4096], "header claims"),
+        ];
+        for (name, bytes, word) in cases {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let error = read_into(&path, &into).unwrap_err().to_string();
+            assert!(error.contains(word), "{name}: {error}");
+        }
+        let other_shape = named(&[("a", Tensor::zeros([4, 3], (Kind::Float, Device::Cpu))), ("b", into["b"].zeros_like())]);
+        assert!(read_into(&path, &other_shape).unwrap_err().to_string().contains("shape"));
+        let fewer = named(&[("a", a.zeros_like())]);
+        assert!(read_into(&path, &fewer).unwrap_err().to_string().contains("belongs to no part"));
+    }
+}
