@@ -1,0 +1,51 @@
+//! Whose experts an aggregator takes, and how many.
+
+use hdd_protocol::{Manifest, PublicKey, Verified};
+use std::collections::HashMap;
+
+/// What an aggregator accepts before it spends a byte of transfer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Policy {
+    /// If not empty, only these authors.
+    pub allowed: Vec<PublicKey>,
+    /// Never these.
+    pub blocked: Vec<PublicKey>,
+    /// Most experts a cluster; 0 is no limit.
+    pub per_cluster: usize,
+}
+
+/// What a policy says of a manifest.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// Fetch and test it.
+    Wanted,
+    /// Leave it, for this reason.
+    Declined(String),
+}
+
+impl Policy {
+    /// Decides over the charter's current manifests, in the order given; `serving` counts experts in service by cluster.
+    pub fn decide<'a>(
+        &self,
+        manifests: impl IntoIterator<Item = &'a Verified<Manifest>>,
+        serving: &HashMap<u16, usize>,
+    ) -> Vec<Decision> {
+        let mut taken = serving.clone();
+        manifests.into_iter().map(|m| self.decide_one(m, &mut taken)).collect()
+    }
+
+    fn decide_one(&self, m: &Manifest, taken: &mut HashMap<u16, usize>) -> Decision {
+        if self.blocked.contains(&m.author) {
+            return Decision::Declined(format!("author {} is blocked here", m.author.short()));
+        }
+        if !self.allowed.is_empty() && !self.allowed.contains(&m.author) {
+            return Decision::Declined(format!("author {} is unknown here; only listed authors are taken", m.author.short()));
+        }
+        let count = taken.entry(m.spec.cluster).or_default();
+        if self.per_cluster > 0 && *count >= self.per_cluster {
+            return Decision::Declined(format!("cluster {} has its {} experts", m.spec.cluster, self.per_cluster));
+        }
+        *count += 1;
+        Decision::Wanted
+    }
+}

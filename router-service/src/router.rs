@@ -1,0 +1,152 @@
+//! The router: a DiT with AdaLN-Zero blocks and a class token (paper Section 2.6 and 6.3), optionally text-conditioned.
+//!
+//! Without text it knows only the prior at `t = 1`, where the noise says nothing. The conditional form of Eq. 1 asks for
+//! `p(k | x_t, t, c)`: with `text`, the mean of the text tokens is added to the timestep embedding.
+
+use crate::Result;
+use hdd_expert_runtime::{
+    network::{
+        Attention, Mlp, PatchEmbed, TimestepEmbed, fill_normal, gate, linear, modulate, norm, position_embedding,
+    },
+    weights::{self, Named},
+};
+use hdd_protocol::{Charter, RouterRecipe};
+use std::{collections::HashMap, path::Path};
+use tch::{
+    Device, Kind, Tensor,
+    nn::{self, Init, Linear, Module},
+};
+
+/// Epsilon of the blocks' LayerNorm.
+const EPSILON: f64 = 1e-6;
+
+struct Block {
+    attn: Attention,
+    mlp: Mlp,
+    modulation: Linear,
+}
+
+impl Block {
+    /// `x (B, N, D)`, `c (B, D)`.
+    fn forward(&self, x: &Tensor, c: &Tensor) -> Tensor {
+        let m = self.modulation.forward(&c.silu()).unsqueeze(1).chunk(6, -1); // six of (B, 1, D)
+        let x = gate(x, &m[2], &self.attn.forward(&modulate(&norm(x, EPSILON), &m[0], &m[1])));
+        gate(&x, &m[5], &self.mlp.forward(&modulate(&norm(&x, EPSILON), &m[3], &m[4])))
+    }
+}
+
+/// Predicts the cluster of a noisy latent.
+pub struct Router {
+    x_embedder: PatchEmbed,
+    t_embedder: TimestepEmbed,
+    cls_token: Tensor, // (1, 1, D)
+    text_proj: Option<Linear>,
+    blocks: Vec<Block>,
+    head: (Linear, nn::LayerNorm, Linear),
+    position: Tensor, // (1, N, D)
+    store: nn::VarStore,
+}
+
+impl Router {
+    /// A freshly initialised router for latents `(C, H, H)` with `shape = [channels, size]`, `clusters` = K, and text
+    /// tokens of `text_width` channels if the recipe says so.
+    pub fn new(recipe: &RouterRecipe, shape: [u32; 2], text_width: u32, clusters: u16, seed: u64, device: Device) -> Self {
+        tch::manual_seed(seed as i64);
+        let store = nn::VarStore::new(device);
+        let vs = &store.root();
+        let [width, depth, heads, patch, channels, size] =
+            [recipe.width, recipe.depth, recipe.heads, recipe.patch, shape[0], shape[1]].map(i64::from);
+        let zero = |path, input, output| {
+            let mut layer = linear(path, input, output);
+            fill_normal(&mut layer, 0.0);
+            layer
+        };
+        let block = |i| {
+            let vs = vs / "blocks" / i;
+            Block {
+                attn: Attention::new(&(&vs / "attn"), width, heads),
+                mlp: Mlp::new(&(&vs / "mlp"), width),
+                modulation: zero(&vs / "adaLN_modulation" / 1, width, 6 * width), // AdaLN-Zero
+            }
+        };
+        let head = vs / "head";
+        Self {
+            x_embedder: PatchEmbed::new(&(vs / "x_embedder"), channels, width, patch),
+            t_embedder: TimestepEmbed::new(&(vs / "t_embedder"), width),
+            cls_token: vs.var("cls_token", &[1, 1, width], Init::Randn { mean: 0.0, stdev: 0.02 }),
+            text_proj: recipe.text.then(|| zero(vs / "text_proj", i64::from(text_width), width)),
+            blocks: (0..depth).map(block).collect(),
+            head: (
+                linear(&head / 0, width, width),
+                nn::layer_norm(&head / 2, vec![width], nn::LayerNormConfig::default()),
+                linear(&head / 4, width, i64::from(clusters)),
+            ),
+            position: position_embedding(width, size / patch).to_device(device),
+            store,
+        }
+    }
+
+    /// The router that `charter` asks for.
+    pub fn of_charter(charter: &Charter, seed: u64, device: Device) -> Self {
+        let shape = [charter.latent.channels, charter.latent.size];
+        Self::new(&charter.router, shape, charter.text.width, charter.clusters(), seed, device)
+    }
+
+    /// Replaces the weights by a file's.
+    ///
+    /// # Errors
+    /// As [`weights::read_into`].
+    pub fn read(&mut self, path: &Path) -> Result<()> {
+        weights::read_into(path, &self.parameters())?;
+        self.store.freeze();
+        Ok(())
+    }
+
+    /// Writes the weights to a new file.
+    ///
+    /// # Errors
+    /// As [`weights::write`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        Ok(weights::write(path, &self.parameters(), HashMap::from([("format".into(), "pt".into())]))?)
+    }
+
+    /// Named parameters, in the order of their names.
+    pub fn parameters(&self) -> Named {
+        self.store.variables().into_iter().collect()
+    }
+
+    /// Logits `(B, K)` of noisy latents `x (B, C, H, W)` on the linear path at times `t` in [0, 1], one an image.
+    /// `text (B, L, W)` is looked at by a text-conditioned router only; absent, it counts as zero.
+    pub fn logits(&self, x: &Tensor, t: &[f64], text: Option<&Tensor>) -> Tensor {
+        let batch = x.size()[0];
+        let times: Vec<f32> = t.iter().map(|&t| 999.0 * t as f32).collect();
+        let mut c = self.t_embedder.forward(&Tensor::from_slice(&times).to_device(x.device())); // (B, D)
+        if let (Some(layer), Some(text)) = (&self.text_proj, text) {
+            c = c + layer.forward(&pool(text));
+        }
+        let tokens = self.x_embedder.forward(x) + &self.position; // (B, N, D)
+        let mut h = Tensor::cat(&[self.cls_token.expand([batch, -1, -1], false), tokens], 1); // (B, 1 + N, D)
+        for block in &self.blocks {
+            h = block.forward(&h, &c);
+        }
+        let (first, norm, last) = &self.head;
+        let h = first.forward(&h.select(1, 0)).gelu("tanh"); // (B, D)
+        last.forward(&norm.forward(&h).gelu("tanh"))
+    }
+
+    /// Posterior over clusters, one row an image.
+    ///
+    /// # Errors
+    /// What libtorch refuses.
+    pub fn posterior(&self, x: &Tensor, t: &[f64], text: Option<&Tensor>) -> Result<Vec<Vec<f64>>> {
+        let p = self.logits(x, t, text).softmax(-1, Kind::Double).to_device(Device::Cpu);
+        Ok(Vec::<Vec<f64>>::try_from(&p)?)
+    }
+}
+
+/// Mean over the text tokens that are not empty, `(B, L, W) -> (B, W)`.
+fn pool(text: &Tensor) -> Tensor {
+    let used = text.abs().sum_dim_intlist([-1i64].as_slice(), true, Kind::Float).gt(0.0).to_kind(text.kind()); // (B, L, 1)
+    let count = used.sum_dim_intlist([1i64].as_slice(), false, text.kind()).clamp_min(1.0); // (B, 1)
+    (text * used).sum_dim_intlist([1i64].as_slice(), false, text.kind()) / count
+}
