@@ -19,6 +19,18 @@ pub struct Condition {
     pub guidance: Option<Guidance>,
 }
 
+impl Condition {
+    /// The condition of some of the images: `rows`, which `index` holds as an int64 tensor.
+    pub fn rows(&self, rows: &[usize], index: &Tensor) -> Self {
+        let select = |t: &Tensor| t.index_select(0, index);
+        let guidance = self.guidance.as_ref().map(|g| Guidance {
+            scale: rows.iter().map(|&row| g.scale[row]).collect(),
+            negative: g.negative.as_ref().map(select),
+        });
+        Self { text: self.text.as_ref().map(select), guidance }
+    }
+}
+
 /// A velocity on the linear path's clock: the one seam between training and serving.
 ///
 /// `v = eps - x0` on `x_t = (1 - t) x0 + t eps` (Eq. 4); sampling goes `x <- x - v dt` from `t = 1` to `t = 0`.

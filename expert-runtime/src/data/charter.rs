@@ -17,7 +17,7 @@ const ROUNDS: usize = 200;
 /// The paper's recipe would leave noise after the few hundred steps that a first trial takes; this one is for such trials.
 ///
 /// # Errors
-/// As [`emoji32`], [`features`] and [`kmeans`].
+/// As [`emoji32`], [`features()`] and [`kmeans()`].
 pub fn emoji_charter(founder: PublicKey, issued_at: u64) -> Result<Charter> {
     let images = emoji32()?;
     let extractor = FeatureExtractor::CellMeans { grid: 8 };

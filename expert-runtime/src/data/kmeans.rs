@@ -10,7 +10,7 @@ use rand_chacha::{
     rand_core::{RngCore, SeedableRng},
 };
 
-/// What [`kmeans`] found.
+/// What [`kmeans()`] found.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Clustering {
     /// Unit vectors, one a cluster.
@@ -43,7 +43,8 @@ pub fn kmeans(features: &[Vec<f32>], clusters: u16, seed: u64, rounds: usize) ->
         return Err(broken("clustering", why));
     }
     let dimension = features[0].len();
-    if let Some(i) = features.iter().position(|f| f.len() != dimension || !((dot(f, f) - 1.0).abs() < 1e-3)) {
+    let is_unit = |f: &Vec<f32>| f.len() == dimension && (dot(f, f) - 1.0).abs() < 1e-3;
+    if let Some(i) = features.iter().position(|f| !is_unit(f)) {
         return Err(broken(
             "clustering",
             format!("feature {i} is no unit vector of {dimension} numbers; compute it again"),
@@ -65,7 +66,7 @@ pub fn kmeans(features: &[Vec<f32>], clusters: u16, seed: u64, rounds: usize) ->
 
 /// Each feature's cluster: the centroid with the largest dot product, of equals the first.
 ///
-/// Vectors must be of one dimension; a charter's check and [`super::features`] see to that.
+/// Vectors must be of one dimension; a charter's check and [`features`](super::features()) see to that.
 pub fn assign(features: &[Vec<f32>], centroids: &[Vec<f32>]) -> Vec<u16> {
     let nearest = |f: &Vec<f32>| {
         let mut best = (f64::NEG_INFINITY, 0);
@@ -96,7 +97,7 @@ fn plus_plus(features: &[Vec<f32>], clusters: usize, seed: u64) -> Vec<Vec<f32>>
             left -= d;
             left < 0.0
         });
-        let centroid = &features[drawn.unwrap_or(0)]; // all distances are 0: every point is a centroid already
+        let centroid = &features[drawn.unwrap_or(0)]; // every point is a centroid already: all distances are 0
         for (d, f) in distances.iter_mut().zip(features) {
             let distance = (1.0 - dot(f, centroid)).max(0.0);
             *d = if centroids.is_empty() { distance } else { d.min(distance) };

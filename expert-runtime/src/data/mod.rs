@@ -1,7 +1,7 @@
 //! From images and captions to what an expert is trained on.
 //!
-//! [`emoji32`] and [`read_folder`] make [`Images`]; [`features`] turns each image into the unit vector that decides its
-//! cluster; [`kmeans`] finds the clusters that a founder writes into a charter and [`assign`] puts anyone's images into
+//! [`emoji32`] and [`read_folder`] make [`Images`]; [`features()`] turns each image into the unit vector that decides its
+//! cluster; [`kmeans()`] finds the clusters that a founder writes into a charter and [`assign`] puts anyone's images into
 //! them; [`subset`] picks what one contributor trains on, and [`encode`] makes text tokens of captions and prompts.
 //!
 //! All of it gives the same result on every machine, so that independent people agree on clusters and words. Pixels,
