@@ -13,7 +13,7 @@ use hdd_expert_runtime::{
     sampler,
 };
 use hdd_protocol::{
-    Charter, Codec, Digest, ErrorCode, Manifest, Provenance, SampleEvent, SampleRequest, ServiceResponse, Verified,
+    Charter, Codec, Digest, ErrorCode, Manifest, Provenance, RouterRecipe, SampleEvent, SampleRequest, ServiceResponse, Verified,
 };
 use std::{
     ops::ControlFlow,
@@ -60,6 +60,8 @@ pub struct EngineConfig {
     pub charter: Verified<Charter>,
     /// Images of the aggregator's own: the router is trained on them, held-out names test experts.
     pub images: Images,
+    /// How the router is trained, if it has to be; its shape must be the charter's.
+    pub router: RouterRecipe,
     /// Weights of the router; read if present, written otherwise.
     pub router_file: PathBuf,
     /// Seed of the router's training.
@@ -190,7 +192,7 @@ impl Worker {
         if config.threads > 0 {
             tch::set_num_threads(config.threads as i32);
         }
-        let EngineConfig { charter, images, router_file, seed, device, max_loss_ratio, .. } = config;
+        let EngineConfig { charter, images, router: recipe, router_file, seed, device, max_loss_ratio, .. } = config;
         let labels = data::assign(&data::features(&charter.extractor, &images)?, &charter.centroids);
         let (held, kept): (Vec<usize>, Vec<usize>) = (0..images.len()).partition(|&i| data::held_out(&images.names[i]));
         let held_out = HeldOut {
@@ -206,7 +208,8 @@ impl Worker {
                 labels: Tensor::from_slice(&of).to_device(device),
             })
         };
-        let router = obtain_router(&charter, &router_file, seed, device, (&examples(&kept)?, &examples(&held)?), on_router)?;
+        let sets = (&examples(&kept)?, &examples(&held)?);
+        let router = obtain_router(&charter, &recipe, &router_file, seed, device, sets, on_router)?;
         let bytes = std::fs::read(&router_file).map_err(|source| hdd_expert_runtime::Error::Io {
             action: "read",
             path: router_file,
@@ -312,6 +315,7 @@ impl Worker {
 /// Reads the router's file, or trains one and writes it.
 fn obtain_router(
     charter: &Charter,
+    recipe: &RouterRecipe,
     file: &std::path::Path,
     seed: u64,
     device: Device,
@@ -320,7 +324,6 @@ fn obtain_router(
 ) -> Result<Router> {
     let mut router = Router::of_charter(charter, seed, device);
     if !file.exists() {
-        let recipe = &charter.router;
         let mut finished = true;
         train_router(&router, recipe, kept, seed, |step, loss| {
             finished = on_router(RouterStage::Training { step, of: recipe.steps, loss });

@@ -1,0 +1,55 @@
+//! Training that is killed or stopped goes on where it was, and ends as if it had not been.
+
+use hdd_tests::{Node, binary, run};
+use std::{path::Path, time::Duration};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const TINY: [&str; 17] = [
+    "contribute", "--no-publish", "--cluster", "3", "--width", "32", "--depth", "1", "--heads", "2", "--limit", "48", "--steps",
+    "60", "--batch", "8", "--save-every=10",
+];
+
+fn metrics(data: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(data.join("experts/expert/metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn an_interrupted_run_gives_the_losses_of_an_uninterrupted_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
+    let output = run(&whole, &TINY).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    // Killed once a checkpoint is there, then stopped politely, then left to finish.
+    let checkpoint = |step: u64| broken.join(format!("experts/expert/checkpoints/step-{step:08}"));
+    let first = Node::start(&binary(), &broken, &TINY).unwrap();
+    while !checkpoint(10).exists() {
+        assert!(!first.said().contains("error"), "{}", first.said());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    first.kill().unwrap();
+    let mut second = Node::start(&binary(), &broken, &TINY).unwrap();
+    let line = second.wait_for("images, step ", MINUTE).unwrap();
+    assert!(!line.contains("step 0 of"), "{line}");
+    let code = second.stop().unwrap();
+    assert_eq!(code, 0);
+    let third = run(&broken, &TINY).unwrap();
+    assert!(third.status.success(), "{}", String::from_utf8_lossy(&third.stderr));
+
+    let (whole_metrics, broken_metrics) = (metrics(&whole), metrics(&broken));
+    assert_eq!(whole_metrics.len(), 6);
+    for (a, b) in whole_metrics.iter().zip(&broken_metrics) {
+        assert_eq!((&a["step"], &a["loss"]), (&b["step"], &b["loss"]));
+    }
+    let model = |data: &Path| std::fs::read(data.join("experts/expert/checkpoints/step-00000060/model.safetensors")).unwrap();
+    assert_eq!(model(&whole), model(&broken), "the weights differ");
+    assert!(whole.join("experts/expert/samples/step-00000060.png").exists());
+
+    // Other flags under the same name are refused, and nothing is lost.
+    let other = [&TINY[..], &["--objective", "epsilon"]].concat();
+    let refused = run(&broken, &other).unwrap();
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(2) && text.contains("begun with other flags"), "{text}");
+    assert_eq!(model(&whole), model(&broken));
+}
