@@ -26,7 +26,7 @@ pub use conversion::{PIXEL_CLAMP, VAE_CLAMP, aligned_point, aligned_velocity, pa
 pub use error::{Error, Result};
 pub use expert::{Expert, ExpertField};
 pub use field::{Condition, Guidance, VelocityField};
-pub use fused::{Adam, AdamState, keep_pages, lerp};
+pub use fused::{Adam, AdamState, keep_pages, lerp, torch_version};
 pub use objective::{Pair, target, to_pair};
 pub use schedule::{Coefficients, NoisePath};
 

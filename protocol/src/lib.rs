@@ -36,4 +36,4 @@ pub use offer::{Offer, OfferedExpert};
 pub use recipe::{LossWeighting, Recipe, RouterRecipe, TimeSampling};
 pub use revocation::{Revocation, RevocationTarget};
 pub use sampling::{Conversion, ExpertSelection, SampleLimits, SampleRequest, Solver};
-pub use signed::{Signed, SignedPayload, Verified};
+pub use signed::{Signed, SignedPayload, Verified, WIRE_VERSION};

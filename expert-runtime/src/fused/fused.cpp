@@ -10,6 +10,7 @@
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
+#include <torch/version.h>
 #include <vector>
 
 namespace {
@@ -33,6 +34,8 @@ template <typename F> char *guarded(F f) {
 } // namespace
 
 extern "C" {
+
+const char *hdd_torch_version() { return TORCH_VERSION; }
 
 void hdd_free(char *message) { free(message); }
 

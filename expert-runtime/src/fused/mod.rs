@@ -1,4 +1,4 @@
-//! libtorch's fused kernels that tch does not bind: the only unsafe code of the project.
+//! libtorch's fused kernels that tch does not bind. With the memory map in `weights`, the only unsafe code of the project.
 //!
 //! Every call passes pointers of live tensors, all of one length, and returns libtorch's exception as an error.
 #![allow(unsafe_code)]
@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
 unsafe extern "C" {
+    fn hdd_torch_version() -> *const c_char;
     fn hdd_free(message: *mut c_char);
     fn hdd_fused_adamw(
         params: *mut *mut C_tensor,
@@ -30,6 +31,12 @@ unsafe extern "C" {
         weight: f64,
     ) -> *mut c_char;
     fn hdd_keep_pages();
+}
+
+/// The version of libtorch that this build was compiled against.
+pub fn torch_version() -> String {
+    // SAFETY: the shim returns a string literal.
+    unsafe { CStr::from_ptr(hdd_torch_version()) }.to_string_lossy().into_owned()
 }
 
 /// Keeps freed pages in the process instead of returning them to the system between steps: a training step of a small

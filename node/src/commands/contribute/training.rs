@@ -1,0 +1,292 @@
+//! The training of one expert, on a thread of its own, with what a person sees of it.
+
+use super::Args;
+use crate::{
+    Error, Result, files,
+    picture::{Grid, Row, save_png},
+    progress::Progress,
+    shutdown::Shutdown,
+};
+use hdd_expert_runtime::{
+    Checkpoint, Condition, Expert, Guidance,
+    data::{self, Images},
+    latest_checkpoint, sampler,
+    train::{self, Examples, Stop, Trainer},
+};
+use hdd_protocol::{Charter, Conversion, ExpertSpec, Manifest, Recipe, Solver, Verified};
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::Write as _,
+    ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+use tch::{Device, Tensor};
+use tokio::sync::oneshot;
+
+/// A line of `metrics.jsonl` comes this often, steps.
+const METRICS_EVERY: u64 = 10;
+/// Prompts of a preview, and pictures of each.
+const PREVIEW: (usize, usize) = (8, 4);
+/// Solver steps of a preview.
+const PREVIEW_STEPS: u32 = 30;
+/// Guidance of a preview.
+const PREVIEW_GUIDANCE: f64 = 3.0;
+
+/// How training ended.
+pub enum Outcome {
+    /// All steps are done.
+    Finished(Checkpoint),
+    /// A stop was asked for, and everything is saved.
+    Interrupted(Checkpoint),
+}
+
+/// The thread is gone without a result.
+pub struct Died;
+
+/// Runs `work` on a named thread that may use libtorch.
+pub async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (done, result) = oneshot::channel();
+    let body = move || {
+        let outcome = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map_or("", String::as_str);
+            Err(Error::Training(format!("libtorch failed: {}", text.lines().next().unwrap_or_default())))
+        });
+        let _ = done.send(outcome);
+    };
+    std::thread::Builder::new().name("training".into()).spawn(body).map_err(Error::io("start a thread for", "training"))?;
+    result.await.map_err(|_| Error::from(Died))?
+}
+
+/// A run that is ready to go.
+pub struct Job {
+    trainer: Trainer,
+    images: Images,
+    charter: Verified<Charter>,
+    folder: PathBuf,
+    device: Device,
+    save_every: u64,
+    preview_every: u64,
+}
+
+impl Job {
+    /// Chooses images and cluster, and finds what an earlier run under the name left in `folder`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if there is nothing to train on, or the earlier run was for something else.
+    pub fn prepare(args: &Args, charter: &Verified<Charter>, known: &[Verified<Manifest>], folder: &Path) -> Result<Self> {
+        args.device.apply();
+        let device = args.device.device()?;
+        let recipe = args.recipe(charter)?;
+        let (images, clusters) = args.images.read(charter)?;
+        let earlier = latest_checkpoint(&folder.join("checkpoints"))?;
+        let cluster = match (args.cluster, &earlier) {
+            (Some(cluster), _) => cluster,
+            (None, Some(checkpoint)) => checkpoint.config.spec.cluster,
+            (None, None) => recommend(&clusters, charter.clusters(), known),
+        };
+        if cluster >= charter.clusters() {
+            let last = charter.clusters() - 1;
+            return Err(Error::Usage(format!("there is no cluster {cluster}; charter {} has 0 to {last}", charter.name)));
+        }
+        let chosen = data::subset(&images, &clusters, cluster, args.limit, args.seed);
+        if chosen.is_empty() {
+            let spread = (0..charter.clusters()).map(|k| clusters.iter().filter(|c| **c == k).count().to_string());
+            let spread = spread.collect::<Vec<_>>().join(", ");
+            return Err(Error::Usage(format!(
+                "none of the {} images may be trained on in cluster {cluster} (images by cluster: {spread}; one name in 20 is held out); \
+                 give more images or another --cluster",
+                images.len()
+            )));
+        }
+        let images = images.select(&chosen);
+        let spec = ExpertSpec {
+            architecture: args.architecture(charter)?,
+            objective: args.objective(),
+            schedule: args.schedule(),
+            cluster,
+        };
+        let trainer = trainer(args, charter, &spec, &recipe, earlier, device, folder)?;
+        fs::create_dir_all(folder.join("samples")).map_err(Error::io("create", folder.join("samples")))?;
+        let parameters = spec.architecture.parameters();
+        eprintln!(
+            "expert {}: {} on the {} path, cluster {cluster}, {parameters} parameters, {} images, step {} of {}, on {device:?}",
+            args.name,
+            spec.objective,
+            spec.schedule,
+            images.len(),
+            trainer.config().step,
+            trainer.config().recipe.steps
+        );
+        Ok(Self {
+            trainer,
+            images,
+            charter: charter.clone(),
+            folder: folder.to_owned(),
+            device,
+            save_every: args.save_every,
+            preview_every: args.preview_every,
+        })
+    }
+
+    /// Trains to the end or until a stop is asked for, and saves.
+    ///
+    /// # Errors
+    /// [`hdd_expert_runtime::Error::Diverged`]; files that cannot be written. Checkpoints stay.
+    pub fn run(mut self, shutdown: &Shutdown) -> Result<Outcome> {
+        let checkpoints = self.folder.join("checkpoints");
+        let text = data::encode(&self.charter.text, &self.images.captions, self.device)?;
+        let examples = Examples::new(self.images.tensor(self.device)?, text)?;
+        let recipe = self.trainer.config().recipe.clone();
+        let before = self.trainer.config().step;
+        let bar = Progress::steps("training", recipe.steps);
+        let mut metrics = Metrics::open(&self.folder.join("metrics.jsonl"), before)?;
+        let start = Instant::now();
+        let mut failure = None;
+        let watch = |trainer: &Trainer, p: train::Progress| -> hdd_expert_runtime::Result<bool> {
+            let rate = ((p.step - before) * u64::from(recipe.batch)) as f64 / start.elapsed().as_secs_f64().max(1e-9);
+            bar.say(format!("loss {:.4}, {rate:.0} images/s", p.loss));
+            bar.set(p.step);
+            let written = || -> Result<()> {
+                metrics.write(&p, rate)?;
+                if p.step % self.preview_every == 0 || p.step == recipe.steps {
+                    preview(trainer.average(), &self.images, &self.charter, &self.folder.join("samples"), p.step)?;
+                }
+                Ok(())
+            };
+            if let Err(error) = { written }() {
+                failure = Some(error); // carried out of the trainer, which knows nothing of these files
+                return Ok(false);
+            }
+            if p.step % self.save_every == 0 && p.step < recipe.steps {
+                trainer.save(&checkpoints)?;
+            }
+            Ok(!shutdown.is_requested())
+        };
+        let stop = self.trainer.run(&examples, watch)?;
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        let config = self.trainer.config();
+        let checkpoint = match latest_checkpoint(&checkpoints)? {
+            Some(last) if last.config == *config => last,
+            _ => self.trainer.save(&checkpoints)?,
+        };
+        Ok(match stop {
+            Stop::Finished => {
+                bar.finish(&format!("done: {} steps, loss {:.4}", config.step, config.loss));
+                Outcome::Finished(checkpoint)
+            }
+            Stop::Interrupted => Outcome::Interrupted(checkpoint),
+        })
+    }
+}
+
+/// A new run, or one that goes on if the flags fit it.
+fn trainer(
+    args: &Args,
+    charter: &Verified<Charter>,
+    spec: &ExpertSpec,
+    recipe: &Recipe,
+    earlier: Option<Checkpoint>,
+    device: Device,
+    folder: &Path,
+) -> Result<Trainer> {
+    let Some(checkpoint) = earlier else {
+        return Ok(Trainer::new(charter.digest(), spec, recipe, args.seed, device)?);
+    };
+    let config = &checkpoint.config;
+    let same = Recipe { steps: config.recipe.steps, ..recipe.clone() } == config.recipe;
+    if config.charter != charter.digest() || config.spec != *spec || !same || config.seed != args.seed {
+        return Err(Error::Usage(format!(
+            "expert '{}' was begun with other flags ({} on {}, cluster {}, seed {}); repeat those, choose another --name, or remove {}",
+            args.name,
+            config.spec.objective,
+            config.spec.schedule,
+            config.spec.cluster,
+            config.seed,
+            folder.display()
+        )));
+    }
+    let mut trainer = Trainer::resume(&checkpoint, device)?;
+    if let Some(steps) = args.steps() {
+        trainer.set_steps(steps);
+    }
+    Ok(trainer)
+}
+
+/// The cluster with the fewest experts in the network; of several, the one with most of these images.
+fn recommend(clusters: &[u16], k: u16, known: &[Verified<Manifest>]) -> u16 {
+    let mut images = HashMap::<u16, usize>::new();
+    clusters.iter().for_each(|&cluster| *images.entry(cluster).or_default() += 1);
+    let experts = |cluster: u16| known.iter().filter(|m| m.spec.cluster == cluster).count();
+    let best = (0..k).filter(|c| images.contains_key(c)).min_by_key(|c| (experts(*c), std::cmp::Reverse(images[c])));
+    let best = best.unwrap_or(0);
+    eprintln!(
+        "cluster {best}: the network has {} experts for it, you have {} images of it; --cluster chooses another",
+        experts(best),
+        images.get(&best).unwrap_or(&0)
+    );
+    best
+}
+
+/// Draws the same prompts from the same noise each time, and saves the grid.
+fn preview(expert: &Expert, images: &Images, charter: &Charter, folder: &Path, step: u64) -> Result<()> {
+    let (prompts, each) = PREVIEW;
+    let n = prompts.min(images.len());
+    let prompts: Vec<&String> = (0..n).map(|i| &images.captions[i * images.len() / n]).collect();
+    let batch: Vec<&String> = prompts.iter().flat_map(|p| std::iter::repeat_n(*p, each)).collect();
+    let text: Tensor = data::encode(&charter.text, &batch, expert.device())?;
+    let seeds: Vec<u64> = (0..batch.len() as u64).collect();
+    let shape = [charter.latent.channels, charter.latent.size, charter.latent.size].map(i64::from);
+    let guidance = Guidance { scale: vec![PREVIEW_GUIDANCE; batch.len()], negative: None };
+    let x0 = sampler::sample(
+        &expert.field(Conversion::DEFAULT, f64::from(charter.latent.clamp)),
+        sampler::noise(&seeds, shape, expert.device()),
+        &Condition { text: Some(text), guidance: Some(guidance) },
+        &sampler::time_grid(PREVIEW_STEPS, 1.0),
+        Solver::Euler,
+        |_| ControlFlow::Continue(()),
+    )?;
+    let pictures = x0.map(|x0| sampler::to_pictures(&x0)).transpose()?.unwrap_or_default();
+    let rows = prompts.iter().zip(pictures.chunks(each));
+    let rows = rows.map(|(label, pictures)| Row { label: (*label).clone(), pictures: pictures.to_vec() }).collect();
+    let grid = Grid { rows, scale: Grid::scale_for(charter.latent.size) }.draw()?;
+    let title = format!("step {step} of a {} expert, cluster {}", expert.spec().objective, expert.spec().cluster);
+    save_png(&folder.join(format!("step-{step:08}.png")), &grid, &[("Description", &title)])
+}
+
+/// `metrics.jsonl`: a line every ten steps.
+struct Metrics(File);
+
+impl Metrics {
+    /// Opens the file and drops lines after `step`, which a run that was killed wrote and will write again.
+    fn open(path: &Path, step: u64) -> Result<Self> {
+        let kept: String = match fs::read_to_string(path) {
+            Ok(text) => text.lines().filter(|line| line_step(line).is_some_and(|s| s <= step)).fold(
+                String::new(),
+                |text, line| text + line + "\n",
+            ),
+            Err(_) => String::new(),
+        };
+        files::replace(path, |file| file.write_all(kept.as_bytes()))?;
+        Ok(Self(File::options().append(true).open(path).map_err(Error::io("open", path))?))
+    }
+
+    fn write(&mut self, p: &train::Progress, rate: f64) -> Result<()> {
+        if p.step % METRICS_EVERY != 0 {
+            return Ok(());
+        }
+        let line = serde_json::json!({
+            "step": p.step, "loss": p.loss, "gradient_norm": p.gradient_norm,
+            "learning_rate": p.learning_rate, "images_per_second": rate,
+        });
+        writeln!(self.0, "{line}").map_err(Error::io("write", "metrics.jsonl"))
+    }
+}
+
+fn line_step(line: &str) -> Option<u64> {
+    serde_json::from_str::<serde_json::Value>(line).ok()?.get("step")?.as_u64()
+}
