@@ -37,7 +37,19 @@ fn strangers_make_a_model_and_a_client_gets_pictures() {
     let picture = at("picture.png");
     let sample = |out: &Path, more: &[&str]| {
         let out = out.to_str().unwrap();
-        let args = ["sample", "--prompt", "noto red apple", "--count", "2", "--steps", "4", "--out", out, "--bootstrap", &bootstrap];
+        let args = [
+            "sample",
+            "--prompt",
+            "noto red apple",
+            "--count",
+            "2",
+            "--steps",
+            "4",
+            "--out",
+            out,
+            "--bootstrap",
+            &bootstrap,
+        ];
         run(&at("client"), &[&args[..], more].concat()).unwrap()
     };
     let output = sample(&picture, &[]);
@@ -58,7 +70,12 @@ fn strangers_make_a_model_and_a_client_gets_pictures() {
     let again = at("again.png");
     assert!(sample(&again, &[]).status.success());
     assert_eq!(std::fs::read(&picture).unwrap(), std::fs::read(&again).unwrap());
-    for mode in [&["--mode", "top1"][..], &["--mode", "full", "--negative", "blue"], &["--mode", "threshold", "--threshold", "0.5"], &["--conversion", "paper"]] {
+    for mode in [
+        &["--mode", "top1"][..],
+        &["--mode", "full", "--negative", "blue"],
+        &["--mode", "threshold", "--threshold", "0.5"],
+        &["--conversion", "paper"],
+    ] {
         let output = sample(&at("mode.png"), mode);
         assert!(output.status.success(), "{mode:?}: {}", String::from_utf8_lossy(&output.stderr));
     }

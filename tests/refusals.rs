@@ -39,6 +39,7 @@ fn requests_and_data_that_cannot_be() {
     refused(&data, &["contribute", "--no-publish", "--width", "33"], &["width"]);
     refused(&data, &["contribute", "--no-publish", "--learning-rate", "nan"], &["learning_rate"]);
     refused(&data, &["contribute", "--name", "../up"], &["name"]);
+    refused(&data, &["contribute", "--licence", "MIT"], &["CC-BY-4.0"]);
     refused(&data, &["assemble", "--max-loss", "-1"], &["--max-loss"]);
     refused(&data, &["assemble", "--allow", "nobody"], &["64 hexadecimal digits"]);
     refused(&data, &["contribute", "--listen", "/ip4/127.0.0.1/tcp/0", "--charter", &"0".repeat(64)], &["charter"]);
@@ -58,7 +59,7 @@ fn networks_that_are_not_there() {
     let mut relay = Node::start(&binary(), &folder.path().join("relay"), &["relay"]).unwrap();
     let address = relay.address().unwrap();
     let listen = address.split("/p2p/").next().unwrap();
-    refused(&folder.path().join("second"), &["relay", "--listen", listen], &[listen, "--listen"]);
+    refused(&folder.path().join("second"), &["relay", "--listen", listen], &[listen, "listen on another"]);
 
     // A network without an aggregator; the relay is not disturbed by any of it.
     let sample = ["sample", "--prompt", "a", "--wait", "2", "--out", out, "--bootstrap", &address];

@@ -5,8 +5,23 @@ use std::{path::Path, time::Duration};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const TINY: [&str; 17] = [
-    "contribute", "--no-publish", "--cluster", "3", "--width", "32", "--depth", "1", "--heads", "2", "--limit", "48", "--steps",
-    "60", "--batch", "8", "--save-every=10",
+    "contribute",
+    "--no-publish",
+    "--cluster",
+    "3",
+    "--width",
+    "32",
+    "--depth",
+    "1",
+    "--heads",
+    "2",
+    "--limit",
+    "48",
+    "--steps",
+    "60",
+    "--batch",
+    "8",
+    "--save-every=10",
 ];
 
 fn metrics(data: &Path) -> Vec<serde_json::Value> {
@@ -42,7 +57,8 @@ fn an_interrupted_run_gives_the_losses_of_an_uninterrupted_one() {
     for (a, b) in whole_metrics.iter().zip(&broken_metrics) {
         assert_eq!((&a["step"], &a["loss"]), (&b["step"], &b["loss"]));
     }
-    let model = |data: &Path| std::fs::read(data.join("experts/expert/checkpoints/step-00000060/model.safetensors")).unwrap();
+    let model =
+        |data: &Path| std::fs::read(data.join("experts/expert/checkpoints/step-00000060/model.safetensors")).unwrap();
     assert_eq!(model(&whole), model(&broken), "the weights differ");
     assert!(whole.join("experts/expert/samples/step-00000060.png").exists());
 

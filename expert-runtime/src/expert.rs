@@ -98,7 +98,9 @@ impl ExpertField<'_> {
         let kind = (spec.objective, path);
         match self.conversion {
             // A velocity on the linear path needs no conversion.
-            _ if spec.objective == Objective::Velocity && spec.schedule == Schedule::Linear => network.forward(x, t, text),
+            _ if spec.objective == Objective::Velocity && spec.schedule == Schedule::Linear => {
+                network.forward(x, t, text)
+            }
             Conversion::Aligned { floor } => {
                 let (own_t, factor) = aligned_point(path, t, f64::from(floor));
                 let own_x = x * column(factor, x);

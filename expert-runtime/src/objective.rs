@@ -33,9 +33,7 @@ pub fn target(objective: Objective, x0: &Tensor, eps: &Tensor, at: &[Coefficient
 pub fn to_pair(objective: Objective, u: &Tensor, x: &Tensor, at: &[Coefficients]) -> Pair {
     let c = |f: fn(&Coefficients) -> f64| column(at.iter().map(f), x);
     match objective {
-        Objective::Epsilon => {
-            Pair { x0: (x - c(|k| k.sigma) * u) * c(|k| 1.0 / k.alpha), eps: u.shallow_clone() }
-        }
+        Objective::Epsilon => Pair { x0: (x - c(|k| k.sigma) * u) * c(|k| 1.0 / k.alpha), eps: u.shallow_clone() },
         Objective::X0 => {
             let inverse = c(|k| if k.sigma > 0.0 { 1.0 / k.sigma } else { 0.0 });
             Pair { x0: u.shallow_clone(), eps: (x - c(|k| k.alpha) * u) * inverse }

@@ -99,9 +99,10 @@ mod tests {
         let field = Gaussian { mean: 1.0, std: 0.5 };
         let x = Tensor::from_slice(&[-1.0, 0.0, 2.0]);
         let nothing = Condition { text: None, guidance: None };
-        let y = sample(&field, x.shallow_clone(), &nothing, &time_grid(steps, 1.0), solver, |_| ControlFlow::Continue(()))
-            .unwrap()
-            .unwrap();
+        let y =
+            sample(&field, x.shallow_clone(), &nothing, &time_grid(steps, 1.0), solver, |_| ControlFlow::Continue(()))
+                .unwrap()
+                .unwrap();
         // The flow maps quantiles to quantiles.
         (y - (x * 0.5 + 1.0)).abs().max().double_value(&[])
     }

@@ -48,7 +48,12 @@ impl NoisePath {
             Schedule::LinearBeta { steps, start, end } => {
                 let mut sum = 0.0;
                 let beta = |i: u32| start + (end - start) * f64::from(i) / f64::from(steps - 1);
-                let log_alpha_bar = (0..steps).map(|i| { sum += (-beta(i)).ln_1p(); sum }).collect();
+                let log_alpha_bar = (0..steps)
+                    .map(|i| {
+                        sum += (-beta(i)).ln_1p();
+                        sum
+                    })
+                    .collect();
                 Self::LinearBeta { log_alpha_bar }
             }
         }

@@ -74,9 +74,7 @@ pub fn read_into(path: &Path, targets: &Named) -> Result<()> {
 /// # Errors
 /// As [`read_into`], for files that are no safetensors.
 pub fn read(path: &Path) -> Result<Named> {
-    with_tensors(path, |tensors| {
-        tensors.iter().map(|(name, view)| Ok((name.to_owned(), to_tensor(&view)?))).collect()
-    })
+    with_tensors(path, |tensors| tensors.iter().map(|(name, view)| Ok((name.to_owned(), to_tensor(&view)?))).collect())
 }
 
 fn check_shapes(tensors: &SafeTensors<'_>, targets: &Named) -> Result<(), String> {
@@ -166,8 +164,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("good.safetensors");
         let a = Tensor::randn([3, 4], (Kind::Float, Device::Cpu));
-        write(&path, &named(&[("a", a.shallow_clone()), ("b", Tensor::ones([2], (Kind::Float, Device::Cpu)))]), HashMap::new())
-            .unwrap();
+        write(
+            &path,
+            &named(&[("a", a.shallow_clone()), ("b", Tensor::ones([2], (Kind::Float, Device::Cpu)))]),
+            HashMap::new(),
+        )
+        .unwrap();
         let into = named(&[("a", a.zeros_like()), ("b", Tensor::zeros([2], (Kind::Float, Device::Cpu)))]);
         read_into(&path, &into).unwrap();
         assert_eq!(into["a"], a);
@@ -193,7 +195,8 @@ mod tests {
             let error = read_into(&path, &into).unwrap_err().to_string();
             assert!(error.contains(word), "{name}: {error}");
         }
-        let other_shape = named(&[("a", Tensor::zeros([4, 3], (Kind::Float, Device::Cpu))), ("b", into["b"].zeros_like())]);
+        let other_shape =
+            named(&[("a", Tensor::zeros([4, 3], (Kind::Float, Device::Cpu))), ("b", into["b"].zeros_like())]);
         assert!(read_into(&path, &other_shape).unwrap_err().to_string().contains("shape"));
         let fewer = named(&[("a", a.zeros_like())]);
         assert!(read_into(&path, &fewer).unwrap_err().to_string().contains("belongs to no part"));

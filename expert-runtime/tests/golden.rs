@@ -57,7 +57,8 @@ fn experts_agree_with_the_reference() {
         let (folder, config, io) = case(name);
         let run = |round_time: bool, null: bool| {
             let architecture = Architecture { round_time, ..architecture(&config) };
-            let spec = ExpertSpec { architecture, objective: Objective::Velocity, schedule: Schedule::Linear, cluster: 0 };
+            let spec =
+                ExpertSpec { architecture, objective: Objective::Velocity, schedule: Schedule::Linear, cluster: 0 };
             let expert = Expert::load(&spec, &folder.join("weights.safetensors"), Device::Cpu).unwrap();
             assert_eq!(expert.parameter_count(), spec.architecture.parameters());
             let network = expert.network();
@@ -118,7 +119,8 @@ fn conversions_agree_with_the_reference() {
         ("linear_beta", Schedule::DDPM),
     ] {
         let path = NoisePath::new(&schedule);
-        let values = |f: fn(Coefficients) -> f64| Tensor::from_slice(&t.iter().map(|&t| f(path.at(t))).collect::<Vec<_>>());
+        let values =
+            |f: fn(Coefficients) -> f64| Tensor::from_slice(&t.iter().map(|&t| f(path.at(t))).collect::<Vec<_>>());
         assert_close(name, &values(|c| c.alpha), &io[&format!("schedule_{name}_alpha")], 1e-12);
         assert_close(name, &values(|c| c.sigma), &io[&format!("schedule_{name}_sigma")], 1e-12);
     }

@@ -168,7 +168,15 @@ impl SignedPayload for Charter {
     }
 }
 
-pub(crate) const NAME_RULE: &str = "must be 1 to 64 of a-z, A-Z, 0-9, '-', '_' and '.'";
+pub(crate) const NAME_RULE: &str = "must be 1 to 64 of a-z, A-Z, 0-9, '-', '_' and '.', not beginning with '.'";
+
+/// Checks a name of an expert or charter: 1 to 64 of a-z, A-Z, 0-9, '-', '_' and '.', not beginning with '.'.
+///
+/// # Errors
+/// [`crate::Error::OutOfRange`].
+pub fn check_name(name: &str) -> Result<()> {
+    ensure(is_name(name), "name", "characters", || NAME_RULE.into())
+}
 
 /// Names appear in tables and file names: no spaces, no separators, no control characters.
 pub(crate) fn is_name(name: &str) -> bool {

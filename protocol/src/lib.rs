@@ -21,7 +21,7 @@ mod revocation;
 mod sampling;
 mod signed;
 
-pub use charter::{Charter, Codec, FeatureExtractor, Latent, Limits, Text, TextEncoder};
+pub use charter::{Charter, Codec, FeatureExtractor, Latent, Limits, Text, TextEncoder, check_name};
 pub use codec::{decode, encode};
 pub use digest::Digest;
 pub use error::{Error, Result};

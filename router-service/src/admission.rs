@@ -83,7 +83,9 @@ fn behaves(expert: &Expert, clamp: f64) -> Result<()> {
     let times = [1.0, 0.66, 0.33, 0.01];
     let condition = Condition { text: None, guidance: None };
     let field = expert.field(Conversion::DEFAULT, clamp);
-    for (what, x) in [("noise", noise.shallow_clone()), ("zeros", noise.zeros_like()), ("extreme input", &noise * 100.0)] {
+    for (what, x) in
+        [("noise", noise.shallow_clone()), ("zeros", noise.zeros_like()), ("extreme input", &noise * 100.0)]
+    {
         let v = field.velocity(&x, &times, &condition)?;
         let largest = v.abs().max().double_value(&[]);
         // A converted velocity may grow as x / t.

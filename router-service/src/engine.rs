@@ -13,7 +13,8 @@ use hdd_expert_runtime::{
     sampler,
 };
 use hdd_protocol::{
-    Charter, Codec, Digest, ErrorCode, Manifest, Provenance, RouterRecipe, SampleEvent, SampleRequest, ServiceResponse, Verified,
+    Charter, Codec, Digest, ErrorCode, Manifest, Provenance, RouterRecipe, SampleEvent, SampleRequest, ServiceResponse,
+    Verified,
 };
 use std::{
     ops::ControlFlow,
@@ -237,7 +238,11 @@ impl Worker {
                     waiting.fetch_sub(1, Ordering::SeqCst);
                     if let Err(e) = outcome.unwrap_or_else(failed) {
                         tracing::warn!(error = %e, "request failed");
-                        let message = if e.code() == ErrorCode::Internal { "the aggregator failed".into() } else { e.to_string() };
+                        let message = if e.code() == ErrorCode::Internal {
+                            "the aggregator failed".into()
+                        } else {
+                            e.to_string()
+                        };
                         sink(ServiceResponse::Refused { code: e.code(), message });
                     }
                 }
@@ -307,7 +312,8 @@ impl Worker {
             Ok(Some(text.expand([batch as i64, -1, -1], false)))
         };
         let guided = request.guidance != 1.0;
-        let guidance = Guidance { scale: vec![f64::from(request.guidance); batch], negative: encode(&request.negative)? };
+        let guidance =
+            Guidance { scale: vec![f64::from(request.guidance); batch], negative: encode(&request.negative)? };
         Ok(Condition { text: encode(&request.prompt)?, guidance: guided.then_some(guidance) })
     }
 }

@@ -117,4 +117,3 @@ impl VelocityField for Fusion<'_> {
         Ok(out)
     }
 }
-

@@ -39,7 +39,10 @@ impl Policy {
             return Decision::Declined(format!("author {} is blocked here", m.author.short()));
         }
         if !self.allowed.is_empty() && !self.allowed.contains(&m.author) {
-            return Decision::Declined(format!("author {} is unknown here; only listed authors are taken", m.author.short()));
+            return Decision::Declined(format!(
+                "author {} is unknown here; only listed authors are taken",
+                m.author.short()
+            ));
         }
         let count = taken.entry(m.spec.cluster).or_default();
         if self.per_cluster > 0 && *count >= self.per_cluster {

@@ -50,7 +50,14 @@ pub struct Router {
 impl Router {
     /// A freshly initialised router for latents `(C, H, H)` with `shape = [channels, size]`, `clusters` = K, and text
     /// tokens of `text_width` channels if the recipe says so.
-    pub fn new(recipe: &RouterRecipe, shape: [u32; 2], text_width: u32, clusters: u16, seed: u64, device: Device) -> Self {
+    pub fn new(
+        recipe: &RouterRecipe,
+        shape: [u32; 2],
+        text_width: u32,
+        clusters: u16,
+        seed: u64,
+        device: Device,
+    ) -> Self {
         tch::manual_seed(seed as i64);
         let store = nn::VarStore::new(device);
         let vs = &store.root();

@@ -24,10 +24,8 @@ pub fn weights(
     t: f64,
 ) -> Vec<f64> {
     let n = |cluster: u16| candidates.iter().filter(|c| c.cluster == cluster).count().max(1) as f64;
-    let mut weights: Vec<f64> = candidates
-        .iter()
-        .map(|c| posterior.get(usize::from(c.cluster)).map_or(0.0, |p| p / n(c.cluster)))
-        .collect();
+    let mut weights: Vec<f64> =
+        candidates.iter().map(|c| posterior.get(usize::from(c.cluster)).map_or(0.0, |p| p / n(c.cluster))).collect();
     if let ExpertSelection::Threshold { time, reversed } = selection {
         let linear_side = (t > f64::from(time)) != reversed;
         keep(&mut weights, candidates, |c| c.linear == linear_side);

@@ -72,9 +72,11 @@ pub fn train_router(
         let batch = examples.select(&indices);
         let t = draw_times(TimeSampling::Uniform, indices.len(), &mut rng);
         let kept = column(t.iter().map(|_| f64::from(u8::from(rng.random_bool(0.9)))), &batch.text);
-        let loss = router.logits(&batch.noised(&t), &t, Some(&(&batch.text * kept))).cross_entropy_for_logits(&batch.labels);
+        let loss =
+            router.logits(&batch.noised(&t), &t, Some(&(&batch.text * kept))).cross_entropy_for_logits(&batch.labels);
         loss.backward();
-        let grads: Vec<Tensor> = params.iter().map(|p| if p.grad().defined() { p.grad() } else { p.zeros_like() }).collect();
+        let grads: Vec<Tensor> =
+            params.iter().map(|p| if p.grad().defined() { p.grad() } else { p.zeros_like() }).collect();
         let progress = step as f64 / recipe.steps as f64;
         let rate = recipe.learning_rate * (0.01 + 0.99 * (1.0 + (PI * progress).cos()) / 2.0);
         state.step(&params, &grads, step + 1, rate, adam)?;

@@ -28,7 +28,8 @@ fn router_agrees_with_the_reference() {
     let io = weights::read(&folder.join("io.safetensors")).unwrap();
     let t: Vec<f64> = Vec::try_from(io["t"].to_kind(tch::Kind::Double)).unwrap();
     let got = router.logits(&io["x"], &t, None);
-    let (scale, error) = (io["logits"].abs().max().double_value(&[]), (got - &io["logits"]).abs().max().double_value(&[]));
+    let (scale, error) =
+        (io["logits"].abs().max().double_value(&[]), (got - &io["logits"]).abs().max().double_value(&[]));
     assert!(error <= 1e-5 * scale, "off by {error:e} of {scale:e}");
 }
 

@@ -24,12 +24,8 @@ unsafe extern "C" {
         weight_decay: f64,
         eps: f64,
     ) -> *mut c_char;
-    fn hdd_foreach_lerp(
-        targets: *mut *mut C_tensor,
-        sources: *mut *mut C_tensor,
-        n: usize,
-        weight: f64,
-    ) -> *mut c_char;
+    fn hdd_foreach_lerp(targets: *mut *mut C_tensor, sources: *mut *mut C_tensor, n: usize, weight: f64)
+    -> *mut c_char;
     fn hdd_keep_pages();
 }
 

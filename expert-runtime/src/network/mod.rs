@@ -5,5 +5,6 @@ mod layers;
 
 pub use dit::Dit;
 pub use layers::{
-    Attention, Mlp, PatchEmbed, TimestepEmbed, fill_normal, gate, linear, modulate, norm, position_embedding, unpatchify,
+    Attention, Mlp, PatchEmbed, TimestepEmbed, fill_normal, gate, linear, modulate, norm, position_embedding,
+    unpatchify,
 };

@@ -1,6 +1,7 @@
 use super::{Examples, draw_times};
 use crate::{
-    Adam, AdamState, Checkpoint, CheckpointConfig, Coefficients, Error, Expert, Result, column, lerp, objective::target,
+    Adam, AdamState, Checkpoint, CheckpointConfig, Coefficients, Error, Expert, Result, column, lerp,
+    objective::target,
     weights::{self, Named},
 };
 use hdd_protocol::{Digest, ExpertSpec, LossWeighting, Recipe};
@@ -144,7 +145,9 @@ impl Trainer {
         let norm = global_norm(&grads);
         let value = loss.double_value(&[]) as f32;
         if !value.is_finite() || !norm.is_finite() {
-            let why = format!("the loss is {value}, the gradient norm {norm}; lower --learning-rate and run again, the last checkpoint is kept");
+            let why = format!(
+                "the loss is {value}, the gradient norm {norm}; lower --learning-rate and run again, the last checkpoint is kept"
+            );
             return Err(Error::Diverged { step, why });
         }
         let _guard = tch::no_grad_guard();

@@ -39,7 +39,13 @@ pub struct Collector<'a> {
 
 impl<'a> Collector<'a> {
     /// One that serves nothing yet.
-    pub fn new(node: &'a Node, charter: Verified<Charter>, policy: Policy, engine: Arc<Engine>, desk: Arc<Desk>) -> Self {
+    pub fn new(
+        node: &'a Node,
+        charter: Verified<Charter>,
+        policy: Policy,
+        engine: Arc<Engine>,
+        desk: Arc<Desk>,
+    ) -> Self {
         let (serving, failed) = (HashMap::new(), HashMap::new());
         let (refused, declined) = (HashSet::new(), HashSet::new());
         Self { node, charter, policy, engine, desk, serving, failed, refused, declined }
@@ -158,7 +164,13 @@ impl<'a> Collector<'a> {
         }
     }
 
-    fn record(&self, manifest: &Verified<Manifest>, state: VerdictState, reason: &str, report: Option<Report>) -> Result<()> {
+    fn record(
+        &self,
+        manifest: &Verified<Manifest>,
+        state: VerdictState,
+        reason: &str,
+        report: Option<Report>,
+    ) -> Result<()> {
         let verdict = Verdict {
             state,
             reason: reason.to_owned(),

@@ -30,7 +30,8 @@ impl Desk {
 
     /// Takes requests from now on.
     pub fn open(&self, engine: Arc<Engine>, charter: Verified<Charter>, router: Digest) {
-        *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(Open { engine, charter, router, offer: None });
+        *self.open.write().unwrap_or_else(PoisonError::into_inner) =
+            Some(Open { engine, charter, router, offer: None });
     }
 
     /// Offers `experts` from now on; none is no offer.

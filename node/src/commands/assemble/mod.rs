@@ -90,7 +90,8 @@ async fn start_engine(args: Args, settings: &Settings, charter: &Verified<Charte
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         args.device.apply();
         let (images, _) = args.images.read(&charter)?;
-        let router = RouterRecipe { steps: args.router_steps.unwrap_or(charter.router.steps), ..charter.router.clone() };
+        let router =
+            RouterRecipe { steps: args.router_steps.unwrap_or(charter.router.steps), ..charter.router.clone() };
         let mut bar = Some(Progress::steps("training the router", router.steps));
         let on_router = move |stage: RouterStage| {
             match stage {

@@ -11,7 +11,7 @@ use hdd_protocol::{Architecture, Charter, LossWeighting, Objective, Recipe, Sche
                         Example:\n  hdd-node contribute --cluster 2 --objective velocity --limit 300 --bootstrap /ip4/192.0.2.7/tcp/4801")]
 pub struct Args {
     /// Your name for this expert; a new run under it goes on with it, or replaces it
-    #[arg(long, default_value = "expert")]
+    #[arg(long, default_value = "expert", value_parser = parse_name)]
     pub name: String,
     /// Cluster to train on [default: the one with the fewest experts among those that your images reach]
     #[arg(long, value_name = "K")]
@@ -139,6 +139,10 @@ enum TimesName {
     LogitNormal,
 }
 
+fn parse_name(text: &str) -> hdd_protocol::Result<String> {
+    hdd_protocol::check_name(text).map(|()| text.to_owned())
+}
+
 impl Args {
     /// What the network predicts.
     pub fn objective(&self) -> Objective {
@@ -160,6 +164,20 @@ impl Args {
         }
     }
 
+    /// The weights' licence, which must be the charter's.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for another.
+    pub fn licence(&self, charter: &Charter) -> Result<String> {
+        match &self.licence {
+            Some(licence) if *licence != charter.licence => Err(Error::Usage(format!(
+                "charter {} takes weights under {}, not {licence}; leave --licence out to agree to it",
+                charter.name, charter.licence
+            ))),
+            _ => Ok(charter.licence.clone()),
+        }
+    }
+
     /// The network's shape in the charter's latent space.
     ///
     /// # Errors
@@ -169,11 +187,15 @@ impl Args {
         let mut a = charter.architecture.clone();
         if let Some(name) = architecture {
             let named = Architecture::named(name).ok_or_else(|| {
-                Error::Usage(format!("no architecture is named '{name}'; there are DiT-S/2, DiT-B/2, DiT-L/2 and DiT-XL/2"))
+                Error::Usage(format!(
+                    "no architecture is named '{name}'; there are DiT-S/2, DiT-B/2, DiT-L/2 and DiT-XL/2"
+                ))
             })?;
             (a.width, a.depth, a.heads, a.patch) = (named.width, named.depth, named.heads, named.patch);
         }
-        for (field, flag) in [(&mut a.width, width), (&mut a.depth, depth), (&mut a.heads, heads), (&mut a.patch, patch)] {
+        for (field, flag) in
+            [(&mut a.width, width), (&mut a.depth, depth), (&mut a.heads, heads), (&mut a.patch, patch)]
+        {
             *field = flag.unwrap_or(*field);
         }
         a.check()?;

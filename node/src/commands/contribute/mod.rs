@@ -33,7 +33,8 @@ async fn contribute(node: &Node, args: Args, settings: &Settings) -> Result<()> 
     let (shutdown, plan) = (settings.shutdown.clone(), args.clone());
     let (own_charter, own_folder) = (charter.clone(), folder.clone());
     // Training owns its thread and polls for the stop, so that it can save before it ends.
-    let outcome = training::on_thread(move || Job::prepare(&plan, &own_charter, &known, &own_folder)?.run(&shutdown)).await?;
+    let outcome =
+        training::on_thread(move || Job::prepare(&plan, &own_charter, &known, &own_folder)?.run(&shutdown)).await?;
     let checkpoint = match outcome {
         Outcome::Finished(checkpoint) => checkpoint,
         Outcome::Interrupted(checkpoint) => {

@@ -14,7 +14,12 @@ const AGAIN: Duration = Duration::from_secs(600);
 ///
 /// # Errors
 /// A licence that is not the charter's; the protocol's, the registry's and the network's.
-pub async fn publish(node: &Node, charter: &Verified<Charter>, args: &Args, checkpoint: Checkpoint) -> Result<Verified<Manifest>> {
+pub async fn publish(
+    node: &Node,
+    charter: &Verified<Charter>,
+    args: &Args,
+    checkpoint: Checkpoint,
+) -> Result<Verified<Manifest>> {
     let (registry, file) = (node.registry.clone(), checkpoint.model());
     let weights = tokio::task::spawn_blocking(move || registry.import_file(&file)).await??;
     let now = unix_now();
@@ -43,7 +48,7 @@ pub async fn publish(node: &Node, charter: &Verified<Charter>, args: &Args, chec
                     recipe: config.recipe,
                     parent: None,
                 },
-                licence: args.licence.clone().unwrap_or_else(|| charter.licence.clone()),
+                licence: args.licence(charter)?,
                 next_key: None,
             };
             manifest.check_against(charter, now)?;

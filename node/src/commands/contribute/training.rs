@@ -56,7 +56,10 @@ pub async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Sen
         });
         let _ = done.send(outcome);
     };
-    std::thread::Builder::new().name("training".into()).spawn(body).map_err(Error::io("start a thread for", "training"))?;
+    std::thread::Builder::new()
+        .name("training".into())
+        .spawn(body)
+        .map_err(Error::io("start a thread for", "training"))?;
     result.await.map_err(|_| Error::from(Died))?
 }
 
@@ -76,10 +79,16 @@ impl Job {
     ///
     /// # Errors
     /// [`Error::Usage`] if there is nothing to train on, or the earlier run was for something else.
-    pub fn prepare(args: &Args, charter: &Verified<Charter>, known: &[Verified<Manifest>], folder: &Path) -> Result<Self> {
+    pub fn prepare(
+        args: &Args,
+        charter: &Verified<Charter>,
+        known: &[Verified<Manifest>],
+        folder: &Path,
+    ) -> Result<Self> {
         args.device.apply();
         let device = args.device.device()?;
         let recipe = args.recipe(charter)?;
+        args.licence(charter)?; // before hours of work, not after
         let (images, clusters) = args.images.read(charter)?;
         let earlier = latest_checkpoint(&folder.join("checkpoints"))?;
         let cluster = match (args.cluster, &earlier) {
@@ -89,7 +98,10 @@ impl Job {
         };
         if cluster >= charter.clusters() {
             let last = charter.clusters() - 1;
-            return Err(Error::Usage(format!("there is no cluster {cluster}; charter {} has 0 to {last}", charter.name)));
+            return Err(Error::Usage(format!(
+                "there is no cluster {cluster}; charter {} has 0 to {last}",
+                charter.name
+            )));
         }
         let chosen = data::subset(&images, &clusters, cluster, args.limit, args.seed);
         if chosen.is_empty() {
@@ -265,10 +277,10 @@ impl Metrics {
     /// Opens the file and drops lines after `step`, which a run that was killed wrote and will write again.
     fn open(path: &Path, step: u64) -> Result<Self> {
         let kept: String = match fs::read_to_string(path) {
-            Ok(text) => text.lines().filter(|line| line_step(line).is_some_and(|s| s <= step)).fold(
-                String::new(),
-                |text, line| text + line + "\n",
-            ),
+            Ok(text) => text
+                .lines()
+                .filter(|line| line_step(line).is_some_and(|s| s <= step))
+                .fold(String::new(), |text, line| text + line + "\n"),
             Err(_) => String::new(),
         };
         files::replace(path, |file| file.write_all(kept.as_bytes()))?;
