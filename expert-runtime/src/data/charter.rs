@@ -45,8 +45,8 @@ pub fn emoji_charter(founder: PublicKey, issued_at: u64) -> Result<Charter> {
             ..Architecture::new(128, 4, 4, 4)
         },
         recipe: Recipe {
-            steps: 1_500,
-            batch: 64,
+            steps: 1_000,
+            batch: 32,
             learning_rate: 1e-3,
             warmup: 50,
             ema_decay: 0.99,
