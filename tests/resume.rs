@@ -68,4 +68,18 @@ fn an_interrupted_run_gives_the_losses_of_an_uninterrupted_one() {
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(2) && text.contains("begun with other flags"), "{text}");
     assert_eq!(model(&whole), model(&broken));
+
+    // A damaged checkpoint is named with its remedy, and the one before it takes its place.
+    let last = checkpoint(60);
+    let damaged = last.join("training.safetensors");
+    let bytes = std::fs::read(&damaged).unwrap();
+    std::fs::write(&damaged, &bytes[..bytes.len() / 2]).unwrap();
+    let longer = TINY.map(|word| if word == "60" { "70" } else { word });
+    let refused = run(&broken, &longer).unwrap();
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && text.contains("remove this folder"), "{text}");
+    std::fs::remove_dir_all(&last).unwrap();
+    let repaired = run(&broken, &longer).unwrap();
+    assert!(repaired.status.success(), "{}", String::from_utf8_lossy(&repaired.stderr));
+    assert!(checkpoint(70).exists());
 }

@@ -1,7 +1,8 @@
 //! The router: a DiT with AdaLN-Zero blocks and a class token (paper Section 2.6 and 6.3), optionally text-conditioned.
 //!
 //! Without text it knows only the prior at `t = 1`, where the noise says nothing. The conditional form of Eq. 1 asks for
-//! `p(k | x_t, t, c)`: with `text`, the mean of the text tokens is added to the timestep embedding.
+//! `p(k | x_t, t, c)`: with `text`, each text token goes through a small MLP, and the mean over the tokens is added to the
+//! timestep embedding and to the class token.
 
 use crate::Result;
 use hdd_expert_runtime::{
@@ -40,7 +41,7 @@ pub struct Router {
     x_embedder: PatchEmbed,
     t_embedder: TimestepEmbed,
     cls_token: Tensor, // (1, 1, D)
-    text_proj: Option<Linear>,
+    text_mlp: Option<(Linear, Linear)>,
     blocks: Vec<Block>,
     head: (Linear, nn::LayerNorm, Linear),
     position: Tensor, // (1, N, D)
@@ -81,7 +82,10 @@ impl Router {
             x_embedder: PatchEmbed::new(&(vs / "x_embedder"), channels, width, patch),
             t_embedder: TimestepEmbed::new(&(vs / "t_embedder"), width),
             cls_token: vs.var("cls_token", &[1, 1, width], Init::Randn { mean: 0.0, stdev: 0.02 }),
-            text_proj: recipe.text.then(|| zero(vs / "text_proj", i64::from(text_width), width)),
+            text_mlp: recipe.text.then(|| {
+                let vs = vs / "text_mlp";
+                (linear(&vs / 0, i64::from(text_width), 4 * width), linear(&vs / 2, 4 * width, width))
+            }),
             blocks: (0..depth).map(block).collect(),
             head: (
                 linear(&head / 0, width, width),
@@ -128,11 +132,15 @@ impl Router {
         let batch = x.size()[0];
         let times: Vec<f32> = t.iter().map(|&t| 999.0 * t as f32).collect();
         let mut c = self.t_embedder.forward(&Tensor::from_slice(&times).to_device(x.device())); // (B, D)
-        if let (Some(layer), Some(text)) = (&self.text_proj, text) {
-            c = c + layer.forward(&pool(text));
+        let mut class = self.cls_token.expand([batch, -1, -1], false); // (B, 1, D)
+        if let (Some((first, second)), Some(text)) = (&self.text_mlp, text) {
+            let words = second.forward(&first.forward(text).gelu("tanh")); // (B, L, D)
+            let meaning = mean_of_used(&words, text); // (B, D)
+            class = class + meaning.unsqueeze(1);
+            c = c + meaning;
         }
         let tokens = self.x_embedder.forward(x) + &self.position; // (B, N, D)
-        let mut h = Tensor::cat(&[self.cls_token.expand([batch, -1, -1], false), tokens], 1); // (B, 1 + N, D)
+        let mut h = Tensor::cat(&[class, tokens], 1); // (B, 1 + N, D)
         for block in &self.blocks {
             h = block.forward(&h, &c);
         }
@@ -151,9 +159,9 @@ impl Router {
     }
 }
 
-/// Mean over the text tokens that are not empty, `(B, L, W) -> (B, W)`.
-fn pool(text: &Tensor) -> Tensor {
-    let used = text.abs().sum_dim_intlist([-1i64].as_slice(), true, Kind::Float).gt(0.0).to_kind(text.kind()); // (B, L, 1)
-    let count = used.sum_dim_intlist([1i64].as_slice(), false, text.kind()).clamp_min(1.0); // (B, 1)
-    (text * used).sum_dim_intlist([1i64].as_slice(), false, text.kind()) / count
+/// Mean of `words (B, L, D)` over the places where `text (B, L, W)` is not all zero; zero where it is everywhere: `(B, D)`.
+fn mean_of_used(words: &Tensor, text: &Tensor) -> Tensor {
+    let used = text.abs().sum_dim_intlist([-1i64].as_slice(), true, Kind::Float).gt(0.0).to_kind(words.kind()); // (B, L, 1)
+    let count = used.sum_dim_intlist([1i64].as_slice(), false, words.kind()).clamp_min(1.0); // (B, 1)
+    (words * used).sum_dim_intlist([1i64].as_slice(), false, words.kind()) / count
 }

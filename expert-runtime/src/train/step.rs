@@ -72,13 +72,17 @@ impl Trainer {
     /// A run that goes on from a checkpoint, exactly as if it had not stopped.
     ///
     /// # Errors
-    /// As [`weights::read_into`].
+    /// [`Error::Checkpoint`] if a file of it is damaged.
     pub fn resume(checkpoint: &Checkpoint, device: Device) -> Result<Self> {
         let config = &checkpoint.config;
         let mut trainer = Self::new(config.charter, &config.spec, &config.recipe, config.seed, device)?;
-        weights::read_into(&checkpoint.model(), &trainer.average.parameters())?;
         let training = trainer.training_state();
-        weights::read_into(&checkpoint.training(), &training)?;
+        weights::read_into(&checkpoint.model(), &trainer.average.parameters())
+            .and_then(|()| weights::read_into(&checkpoint.training(), &training))
+            .map_err(|e| Error::Checkpoint {
+                path: checkpoint.folder.clone(),
+                why: format!("{e}; remove this folder to go on from the checkpoint before it"),
+            })?;
         trainer.losses = training
             .get(LOSSES)
             .and_then(|t| Vec::<f32>::try_from(t).ok())
