@@ -4,7 +4,7 @@
 #
 #   deploy/demo.sh            16 prompts, 300 images and 1,000 steps an expert
 #   deploy/demo.sh --quick    a first look: 400 steps, one picture a prompt
-#   deploy/demo.sh --full     every image of every cluster, 8,000 steps: about an hour on two cores
+#   deploy/demo.sh --full     every image of every cluster, 6,000 steps: about an hour on two cores
 #   deploy/demo.sh --fresh    forget what an earlier run trained, first
 #
 # What is trained stays in demo/ and is used again. The pictures are demo/samples.png.
@@ -15,8 +15,8 @@ cd "$(dirname "$0")/.."
 size=normal steps=1000 count=4 limit=(--limit 300) home=demo/network minutes=10
 for flag in "$@"; do
   case $flag in
-    --quick) size=quick steps=400 count=1 minutes=5 ;;
-    --full) size=full steps=8000 limit=() home=demo/full minutes=80 ;;
+    --quick) size=quick steps=400 count=1 home=demo/quick minutes=4 ;;
+    --full) size=full steps=6000 limit=() home=demo/full minutes=60 ;;
     --fresh) rm -rf demo ;;
     -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) die "unknown flag $flag; --help lists them." ;;
@@ -30,7 +30,7 @@ free=$(df -Pm "$home" | awk 'NR==2 {print $4}')
 
 say "building hdd-node (the first time 8 to 15 minutes, most of it libtorch's bindings; log: demo/build.log)"
 cargo build --release -p hdd-node > demo/build.log 2>&1 || { tail -n 30 demo/build.log >&2; die "the build failed; all of its output is in demo/build.log."; }
-node=target/release/hdd-node
+node=$(cargo metadata --format-version 1 --no-deps | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/release/hdd-node
 "$node" --version
 
 # Four experts and a router train at once: each gets its share of the cores instead of fighting for all of them.
@@ -78,16 +78,25 @@ export HDD_BOOTSTRAP=$address
 
 # Objective of each cluster's expert. An epsilon network divides its errors by alpha at high noise: its loss is weighed
 # toward high noise in turn (see README.md).
-launch cluster0 contribute --name cluster0 --cluster 0 --objective velocity "${limit[@]}" --steps "$steps"
-launch cluster1 contribute --name cluster1 --cluster 1 --objective velocity "${limit[@]}" --steps "$steps"
-launch cluster2 contribute --name cluster2 --cluster 2 --objective epsilon --schedule cosine --inverse-alpha 20 --times uniform "${limit[@]}" --steps "$steps"
-launch cluster3 contribute --name cluster3 --cluster 3 --objective velocity "${limit[@]}" --steps "$steps"
+contribute() { # contribute CLUSTER FLAGS...
+  local cluster=$1; shift
+  launch "cluster$cluster" contribute --name "cluster$cluster" --cluster "$cluster" --steps "$steps" ${limit[@]+"${limit[@]}"} "$@"
+}
+contribute 0 --objective velocity
+contribute 1 --objective velocity
+contribute 2 --objective epsilon --inverse-alpha 20 --times uniform
+contribute 3 --objective velocity
 launch aggregator assemble --per-cluster 1
 say "four contributors and an aggregator are at work; their logs are in $home/"
 
 line() { tail -n 1 "$1" | cut -c1-110; }
+ready() { # every contributor has published, and the aggregator's last word is that it serves them all
+  local cluster
+  for cluster in 0 1 2 3; do grep -q '^published' "$home/cluster$cluster.log" || return 1; done
+  grep '^serving' "$home/aggregator.log" | tail -n 1 | grep -q 'serving 4 experts for 4 of 4 clusters'
+}
 shown=$SECONDS
-until grep -q 'serving 4 experts for 4 of 4 clusters' "$home/aggregator.log"; do
+until ready; do
   alive
   if grep -q '^refused:' "$home/aggregator.log"; then grep '^refused:' "$home/aggregator.log" >&2; die "the aggregator refused an expert (--fresh trains anew)."; fi
   if [ $(( SECONDS - shown )) -ge 20 ]; then

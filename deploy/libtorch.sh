@@ -7,6 +7,7 @@
 # there is an NVIDIA card, only its CPU libraries on other x86-64 Linux machines, plain elsewhere.
 # The cache is ${HDD_CACHE:-${XDG_CACHE_HOME:-~/.cache}/hdd-node}.
 set -euo pipefail
+export PIP_ROOT_USER_ACTION=ignore
 
 version=2.11.0
 say() { printf '%s\n' "$*" >&2; }
@@ -46,7 +47,7 @@ free=$(df -Pm "$cache" | awk 'NR==2 {print $4}')
 
 work=$(mktemp -d "$cache/.libtorch-XXXXXX")
 trap 'rm -rf "$work"' EXIT
-pip() { "$python" -m pip install --quiet --no-compile --no-cache-dir --disable-pip-version-check --root-user-action=ignore --target "$work" "$@" >&2; }
+pip() { "$python" -m pip install --quiet --no-compile --no-cache-dir --disable-pip-version-check --target "$work" "$@" >&2; }
 failed="could not install torch $version from the Python package index; check the connection and that $("$python" --version) has a wheel for it, or set LIBTORCH to a libtorch $version."
 
 if [ $kind = cpu ]; then

@@ -39,6 +39,7 @@ fn requests_and_data_that_cannot_be() {
     refused(&data, &["contribute", "--no-publish", "--width", "33"], &["width"]);
     refused(&data, &["contribute", "--no-publish", "--learning-rate", "nan"], &["learning_rate"]);
     refused(&data, &["contribute", "--name", "../up"], &["name"]);
+    refused(&data, &["contribute", "--architecture", "DiT-B/2"], &["50000000"]);
     refused(&data, &["contribute", "--licence", "MIT"], &["CC-BY-4.0"]);
     refused(&data, &["assemble", "--max-loss", "-1"], &["--max-loss"]);
     refused(&data, &["assemble", "--allow", "nobody"], &["64 hexadecimal digits"]);

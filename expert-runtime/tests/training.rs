@@ -7,8 +7,8 @@ use hdd_expert_runtime::{
     train::{Examples, Trainer},
 };
 use hdd_protocol::{
-    Architecture, Conversion, Digest, ExpertSpec, LossWeighting, Objective, Recipe, Schedule, Solver, Text, TextEncoder,
-    TimeSampling,
+    Architecture, Conversion, Digest, ExpertSpec, LossWeighting, Objective, Recipe, Schedule, Solver, Text,
+    TextEncoder, TimeSampling,
 };
 use std::ops::ControlFlow;
 use tch::{Device, Tensor};
@@ -18,8 +18,7 @@ fn recipe(steps: u64) -> Recipe {
 }
 
 fn spec(objective: Objective, schedule: Schedule) -> ExpertSpec {
-    let architecture =
-        Architecture { channels: 3, text_width: 16, text_length: 4, ..Architecture::new(64, 2, 4, 8) };
+    let architecture = Architecture { channels: 3, text_width: 16, text_length: 4, ..Architecture::new(64, 2, 4, 8) };
     ExpertSpec { architecture, objective, schedule, cluster: 0 }
 }
 
@@ -47,9 +46,16 @@ fn every_objective_learns_one_picture() {
         let nothing = Condition { text: None, guidance: None };
         let noise = sampler::noise(&[3], [3, 32, 32], Device::Cpu);
         let go_on = |_| ControlFlow::Continue(());
-        let x0 = sampler::sample(&field, noise.shallow_clone(), &nothing, &sampler::time_grid(20, 1.0), Solver::Euler, go_on)
-            .unwrap()
-            .unwrap();
+        let x0 = sampler::sample(
+            &field,
+            noise.shallow_clone(),
+            &nothing,
+            &sampler::time_grid(20, 1.0),
+            Solver::Euler,
+            go_on,
+        )
+        .unwrap()
+        .unwrap();
         let error = (x0 - &pixels).square().mean(None).double_value(&[]);
         let spread = (noise - &pixels).square().mean(None).double_value(&[]);
         assert!(error < 0.1 * spread, "{objective} on {schedule}: {error} of {spread}");
@@ -60,7 +66,8 @@ fn every_objective_learns_one_picture() {
 fn divergence_stops_training_and_says_so() {
     let (examples, _) = examples(4);
     let mut trainer =
-        Trainer::new(Digest::of(b""), &spec(Objective::Velocity, Schedule::Linear), &recipe(5), 1, Device::Cpu).unwrap();
+        Trainer::new(Digest::of(b""), &spec(Objective::Velocity, Schedule::Linear), &recipe(5), 1, Device::Cpu)
+            .unwrap();
     trainer.run(&examples, |_, _| Ok(false)).unwrap(); // one good step
     let broken = Examples::new(
         Tensor::full([4, 3, 32, 32], f64::NAN, (tch::Kind::Float, Device::Cpu)),

@@ -57,19 +57,33 @@ impl Progress {
         Self { label, bar, show, last_line: Mutex::default() }
     }
 
+    /// `done` of `total` is done, where the total shows only now.
+    pub fn set_of(&self, done: u64, total: u64) {
+        self.bar.set_length(total);
+        self.set(done);
+    }
+
     /// `done` of the total is done.
     pub fn set(&self, done: u64) {
         self.bar.set_position(done);
-        self.line(|bar| match (self.show, bar.length().unwrap_or(0)) {
-            (Show::Bytes, total) => format!("{} of {}", crate::table::bytes(done), crate::table::bytes(total)),
-            (_, total) => format!("{done} of {total}"),
+        self.line(|bar| {
+            let total = bar.length().unwrap_or(0);
+            let (done, total) = match self.show {
+                Show::Bytes => (crate::table::bytes(done), crate::table::bytes(total)),
+                _ => (done.to_string(), total.to_string()),
+            };
+            let (left, message) = (crate::table::duration(bar.eta().as_secs()), bar.message());
+            let comma = if message.is_empty() { "" } else { ", " };
+            format!("{done} of {total}, {left} left{comma}{message}")
         });
     }
 
-    /// What is being done or waited for right now.
+    /// What is being done or waited for right now. Beside a count it shows with the next [`set`](Self::set).
     pub fn say(&self, message: impl Into<String>) {
         self.bar.set_message(message.into());
-        self.line(|bar| bar.message());
+        if self.show == Show::Waiting {
+            self.line(|bar| bar.message());
+        }
     }
 
     /// Ends with a last word.

@@ -162,6 +162,9 @@ impl SignedPayload for Charter {
         self.architecture.check()?;
         self.recipe.check()?;
         self.router.check()?;
+        ensure(self.latent.size.is_multiple_of(self.router.patch), what, "router", || {
+            format!("has patch {}, which does not divide the latent size {}", self.router.patch, self.latent.size)
+        })?;
         self.limits.sample.check()?;
         ensure((1..=100).contains(&self.licence.len()), what, "licence", || "must be an SPDX expression".into())?;
         ensure(self.data_terms.len() <= 4096, what, "data_terms", || "are longer than 4,096 bytes".into())

@@ -5,7 +5,7 @@ use bao_tree::{BaoTree, BlockSize, ChunkNum, ChunkRanges, io::sync::outboard_pos
 use hdd_protocol::{Blob, Digest};
 use std::{
     fs::{self, File},
-    io::{self, BufReader, BufWriter, Write},
+    io::{self, BufReader, BufWriter, Seek as _, Write},
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -20,29 +20,29 @@ impl Registry {
         data_in(&self.layout.blobs, digest)
     }
 
-    /// Takes a file in: by a hard link where the file system allows it, by a copy where not. The file must be replaced,
-    /// not changed in place, afterwards; what was changed is noticed before it is sent. A blob that is known costs its
-    /// hash. On return the blob is on disk.
+    /// Takes a copy of a file in, which later changes to the file do not reach. A blob that is held is not copied; if
+    /// what is held does not verify, the copy replaces it. On return the blob is on disk.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read or is no plain file, [`Error::NoSpace`], [`Error::Corrupt`] if it changed
     /// meanwhile.
     pub fn import_file(&self, path: &Path) -> Result<Blob> {
         let source = path.canonicalize().map_err(Error::io("find", path))?;
-        let size = match fs::metadata(&source).map_err(Error::io("read", path))? {
-            metadata if metadata.is_file() => metadata.len(),
-            _ => return Err(Error::io("import", path)(io::Error::other("it is not a plain file"))),
-        };
-        let link = |target: &Path| fs::hard_link(&source, target);
-        match tempfile::Builder::new().prefix(atomic::PREFIX).make_in(&self.layout.partial, link) {
-            Ok(linked) => self.import(linked.into_temp_path()),
-            Err(_) => {
-                ensure_space(&self.layout.partial, size)?;
-                let mut copy = atomic::temporary(&self.layout.partial)?;
-                let mut file = File::open(&source).map_err(Error::io("read", path))?;
-                io::copy(&mut file, copy.as_file_mut()).map_err(Error::fill("copy", path, size))?;
-                self.import(copy.into_temp_path())
-            }
+        if !fs::metadata(&source).map_err(Error::io("read", path))?.is_file() {
+            return Err(Error::io("import", path)(io::Error::other("it is not a plain file")));
+        }
+        let mut file = File::open(&source).map_err(Error::io("read", path))?;
+        let blob = hash(path, &file, io::sink())?;
+        if self.verify_blob(blob.digest)?.is_some() {
+            return Ok(blob);
+        }
+        ensure_space(&self.layout.partial, blob.size)?;
+        let mut copy = atomic::temporary(&self.layout.partial)?;
+        file.rewind().map_err(Error::io("read", path))?;
+        io::copy(&mut file, copy.as_file_mut()).map_err(Error::fill("copy", path, blob.size))?;
+        match self.import(copy.into_temp_path())? {
+            copied if copied == blob => Ok(blob),
+            _ => Err(Error::corrupt(path, "it changed while it was read")),
         }
     }
 
@@ -60,7 +60,8 @@ impl Registry {
         let data = File::open(&staged).map_err(Error::io("read", &staged))?;
         let mut tree = atomic::temporary(&self.layout.partial)?;
         let blob = hash(&staged, &data, tree.as_file_mut())?;
-        if self.has_blob(blob.digest).is_none() {
+        if self.verify_blob(blob.digest)?.is_none() {
+            let _guard = self.write_lock();
             data.sync_all().map_err(Error::io("sync", &staged))?;
             tree.as_file().sync_all().map_err(Error::io("sync", tree.path()))?;
             atomic::publish(tree.into_temp_path(), &tree_in(&self.layout.blobs, blob.digest))?;
@@ -76,7 +77,40 @@ impl Registry {
         Some(Blob { digest, size: metadata.len() })
     }
 
-    /// The blob's file, if it is held whole. To be read, not written.
+    /// The blob's file, if it is held whole and hashes to its name: what a fetch or an import relies on. One that does
+    /// not is moved aside with a warning, together with its tree, and counts as not held, so that it can come again.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn verify_blob(&self, digest: Digest) -> Result<Option<PathBuf>> {
+        let path = self.data_path(digest);
+        if self.is_sound(digest)?.is_some_and(|sound| sound) {
+            return Ok(Some(path));
+        }
+        // Again under the lock, since another thread may just have replaced it.
+        let _guard = self.write_lock();
+        match self.is_sound(digest)? {
+            Some(true) => Ok(Some(path)),
+            Some(false) => {
+                self.layout.set_aside(&path, "its hash is not its name")?;
+                self.layout.set_aside(&tree_in(&self.layout.blobs, digest), "its blob is damaged")?;
+                Ok(None)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Whether the held file is what its name says; none if there is none.
+    fn is_sound(&self, digest: Digest) -> Result<Option<bool>> {
+        let path = self.data_path(digest);
+        match File::open(&path) {
+            Ok(data) => Ok(Some(hash(&path, &data, io::sink())?.digest == digest)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("read", &path)(e)),
+        }
+    }
+
+    /// The blob's file, if it is held whole; unlike [`Registry::verify_blob`] it is not read. To be read, not written.
     pub fn blob_path(&self, digest: Digest) -> Option<PathBuf> {
         self.has_blob(digest).map(|_| self.data_path(digest))
     }
@@ -124,7 +158,7 @@ impl Registry {
 }
 
 /// Streams `data` once: its tree goes to `tree`.
-fn hash(path: &Path, data: &File, tree: &mut File) -> Result<Blob> {
+fn hash(path: &Path, data: &File, tree: impl Write) -> Result<Blob> {
     let length = || data.metadata().map(|m| m.len()).map_err(Error::io("read", path));
     let size = length()?;
     let mut output = BufWriter::with_capacity(BUFFER, tree);

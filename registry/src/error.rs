@@ -75,11 +75,11 @@ pub enum Error {
         /// The record that revokes it.
         revocation: Digest,
     },
-    /// The author has as many records as one key may have here.
-    #[error("{author} has {limit} records here, the most that one key may have; raise the limit to take more", author = author.short())]
+    /// The author, or the store, has as many records as it may have.
+    #[error("{} {limit} records here, the most {} may have; raise the limit to take more", author.map_or("all authors have".into(), |a| a.short() + " has"), author.map_or("that they", |_| "that one key"))]
     Quota {
-        /// Who signed.
-        author: PublicKey,
+        /// Whose quota it is; none for the one that all authors share.
+        author: Option<PublicKey>,
         /// The limit.
         limit: usize,
     },

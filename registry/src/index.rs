@@ -13,7 +13,14 @@
 use crate::{Error, Result};
 use hdd_protocol::{Digest, Manifest, PublicKey, Revocation, RevocationTarget, Verified, decode, encode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::{collections::BTreeSet, fs, ops::Bound, panic, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    ops::Bound,
+    panic,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 /// sled's own default is 1 GiB.
 const CACHE_BYTES: u64 = 16 << 20;
@@ -32,6 +39,16 @@ pub(crate) struct Head {
 pub(crate) struct Index {
     db: sled::Db,
     folder: std::path::PathBuf,
+    totals: Mutex<Totals>,
+}
+
+/// What a full store is told by, without a walk over its entries for every record that it refuses.
+#[derive(Default)]
+struct Totals {
+    manifests: usize,
+    revocations: usize,
+    /// No manifest expires before this.
+    next_expiry: u64,
 }
 
 impl Index {
@@ -53,7 +70,7 @@ impl Index {
         let open = || {
             let config = sled::Config::new().path(folder).cache_capacity(CACHE_BYTES);
             let db = config.open().map_err(|source| Error::Index { folder: folder.into(), source })?;
-            let index = Self { db, folder: folder.into() };
+            let index = Self { db, folder: folder.into(), totals: Mutex::default() };
             index.check()?;
             Ok(index)
         };
@@ -62,6 +79,7 @@ impl Index {
 
     /// What the other methods take for granted: known kinds, lengths, values that decode.
     fn check(&self) -> Result<()> {
+        let mut totals = Totals::default();
         for (key, value) in self.scan(b"")? {
             let whole = match (key.first(), key.len()) {
                 (Some(b'r'), 33) => value.len() > 65 && b"ev".contains(&value[0]),
@@ -73,12 +91,49 @@ impl Index {
             if !whole {
                 return Err(Error::corrupt(&self.folder, "an entry makes no sense"));
             }
+            totals.manifests += usize::from(key[0] == b'r' && value[0] == b'e');
+            totals.revocations += usize::from(key[0] == b'r' && value[0] == b'v');
         }
+        *self.totals() = totals;
         Ok(())
     }
 
     pub fn clear(&self) -> Result<()> {
-        self.db.clear().map_err(|e| self.failed(e))
+        self.db.clear().map_err(|e| self.failed(e))?;
+        *self.totals() = Totals::default();
+        Ok(())
+    }
+
+    /// Manifests held, of all authors.
+    pub fn manifests(&self) -> usize {
+        self.totals().manifests
+    }
+
+    /// Revocations held, of all authors.
+    pub fn revocations(&self) -> usize {
+        self.totals().revocations
+    }
+
+    /// Newest manifests of experts that have expired at `now`, but for authors that equivocated: those are evidence.
+    pub fn expired(&self, now: u64) -> Result<Vec<Digest>> {
+        if now < self.totals().next_expiry {
+            return Ok(Vec::new());
+        }
+        let distrusted: BTreeSet<PublicKey> = self.equivocations()?.into_iter().map(|(author, _)| author).collect();
+        let (mut expired, mut next_expiry) = (Vec::new(), u64::MAX);
+        for (key, value) in self.scan(b"e")? {
+            let head: Head = self.read(&value)?;
+            if distrusted.contains(&PublicKey::from_bytes(self.array(&key[1..33])?)) {
+                continue;
+            }
+            if head.expires_at <= now {
+                expired.push(head.digest)
+            } else {
+                next_expiry = next_expiry.min(head.expires_at)
+            }
+        }
+        self.totals().next_expiry = next_expiry;
+        Ok(expired)
     }
 
     pub fn contains(&self, record: Digest) -> Result<bool> {
@@ -182,7 +237,11 @@ impl Index {
         }
         batch.insert(record_key(digest), &key_of_expert[..]);
         batch.insert(key_of_expert, self.value(&head)?);
+        let new = !self.contains(digest)?;
         self.apply(batch)?;
+        let mut totals = self.totals();
+        totals.manifests = (totals.manifests + usize::from(new)).saturating_sub(usize::from(superfluous.is_some()));
+        totals.next_expiry = totals.next_expiry.min(m.expires_at);
         Ok(superfluous)
     }
 
@@ -198,7 +257,10 @@ impl Index {
         }
         batch.insert(record_key(digest), &under[..]);
         batch.insert(under, self.value(&digest)?);
+        let new = !self.contains(digest)?;
         self.apply(batch)?;
+        let mut totals = self.totals();
+        totals.revocations = (totals.revocations + usize::from(new)).saturating_sub(usize::from(old.is_some()));
         Ok(old)
     }
 
@@ -210,8 +272,14 @@ impl Index {
             batch.remove(record);
             batch.remove(under);
             self.apply(batch)?;
+            let mut totals = self.totals();
+            totals.manifests = totals.manifests.saturating_sub(1);
         }
         Ok(())
+    }
+
+    fn totals(&self) -> MutexGuard<'_, Totals> {
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn heads(&self, prefix: &[u8]) -> Result<Vec<Head>> {

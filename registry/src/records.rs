@@ -1,6 +1,6 @@
 //! Signed records: one file each, named by its digest, whose content is the envelope.
 
-use crate::{Error, Registry, Result, atomic, index::Head, layout, write_atomically};
+use crate::{Error, Registry, RegistryOptions, Result, atomic, index::Head, layout, write_atomically};
 use hdd_protocol::{Announcement, Charter, Digest, Manifest, PublicKey, Revocation, Signed, SignedPayload, Verified};
 use std::{
     collections::BTreeSet,
@@ -31,8 +31,8 @@ impl Registry {
         self.layout.records.join(digest.to_string())
     }
 
-    /// Takes a manifest in. `now`, Unix seconds, decides which manifests have expired and make room when the author has
-    /// reached its quota. An accepted manifest is on disk when this returns.
+    /// Takes a manifest in. `now`, Unix seconds, decides which manifests have expired and make room when the author or
+    /// the store has reached its quota. An accepted manifest is on disk when this returns.
     ///
     /// # Errors
     /// [`Error::Revoked`]; [`Error::Stale`] below the highest sequence number known for author, charter and name;
@@ -71,14 +71,15 @@ impl Registry {
     pub fn insert_revocation(&self, r: &Verified<Revocation>) -> Result<Inserted> {
         let digest = r.digest();
         let guard = self.write_lock();
-        let limit = self.options.records_per_author;
+        let RegistryOptions { records_per_author: limit, records } = self.options;
         match self.index.revocation(r)? {
             // Of two that say the same all nodes keep the same one, so that they need not exchange them again.
             Some(held) if held <= digest => return Ok(Inserted::Known),
             Some(_) => {}
             None if self.index.revocations_of(r.author)? >= limit => {
-                return Err(Error::Quota { author: r.author, limit });
+                return Err(Error::Quota { author: Some(r.author), limit });
             }
+            None if self.index.revocations() >= records => return Err(Error::Quota { author: None, limit: records }),
             None => {}
         }
         let replaced = self.store(&guard, digest, r.bytes(), || self.index.add_revocation(r))?;
@@ -100,14 +101,21 @@ impl Registry {
     }
 
     fn make_room(&self, author: PublicKey, now: u64) -> Result<()> {
-        let (experts, limit) = (self.index.experts_of(author)?, self.options.records_per_author);
-        if experts.len() < limit {
-            return Ok(());
+        let RegistryOptions { records_per_author: limit, records } = self.options;
+        let experts = self.index.experts_of(author)?;
+        if experts.len() >= limit {
+            let expired = experts.iter().filter(|head| head.expires_at <= now).min_by_key(|head| head.expires_at);
+            self.forget(expired.ok_or(Error::Quota { author: Some(author), limit })?.digest)?;
         }
-        let expired = experts.iter().filter(|head| head.expires_at <= now).min_by_key(|head| head.expires_at);
-        let oldest = expired.ok_or(Error::Quota { author, limit })?.digest;
-        self.index.forget_expert(oldest)?;
-        atomic::remove(&self.record_path(oldest))
+        if self.index.manifests() >= records {
+            self.index.expired(now)?.into_iter().try_for_each(|digest| self.forget(digest))?;
+        }
+        if self.index.manifests() < records { Ok(()) } else { Err(Error::Quota { author: None, limit: records }) }
+    }
+
+    fn forget(&self, newest: Digest) -> Result<()> {
+        self.index.forget_expert(newest)?;
+        atomic::remove(&self.record_path(newest))
     }
 
     /// The manifest with this digest, checked again as it is read. One whose file is damaged is moved aside with a

@@ -12,11 +12,14 @@ use std::{
 pub struct RegistryOptions {
     /// Most experts, and apart from them most revocations, that one key may have.
     pub records_per_author: usize,
+    /// Most manifests, and apart from them most revocations, by all keys together. A second manifest that proves an
+    /// equivocation is taken beyond it, which is one a key.
+    pub records: usize,
 }
 
 impl Default for RegistryOptions {
     fn default() -> Self {
-        Self { records_per_author: 1000 }
+        Self { records_per_author: 1000, records: 100_000 }
     }
 }
 
@@ -27,7 +30,7 @@ pub struct Registry {
     pub(crate) options: RegistryOptions,
     /// Digests of running downloads.
     pub(crate) downloads: Arc<Mutex<HashSet<Digest>>>,
-    /// Held while records and index change.
+    /// Held while records, index and the set of blobs change.
     writing: Mutex<()>,
     _lock: File,
 }

@@ -11,7 +11,9 @@ use tch::{Device, Tensor};
 /// Times at which the loss is measured.
 const TIMES: [f64; 5] = [0.1, 0.3, 0.5, 0.7, 0.9];
 /// Most held-out images that are looked at.
-const IMAGES: i64 = 64;
+const IMAGES: usize = 64;
+/// Of fewer images neither the loss nor their mean says much.
+const FEWEST: usize = 8;
 /// No sane velocity is larger; latents have a spread of about 1.
 const EXPLODED: f64 = 1e4;
 
@@ -24,11 +26,11 @@ pub struct HeldOut {
 }
 
 impl HeldOut {
-    /// The images of one cluster, at most 64 of them, `(M, C, H, W)`; `None` if there are none.
+    /// The images of one cluster, at most 64 of them, `(M, C, H, W)`; `None` if there are fewer than 8.
     fn of_cluster(&self, cluster: u16) -> Option<Tensor> {
         let rows: Vec<i64> = (0i64..).zip(&self.labels).filter(|(_, c)| **c == cluster).map(|(row, _)| row).collect();
-        let rows = &rows[..rows.len().min(IMAGES as usize)];
-        (!rows.is_empty())
+        let rows = &rows[..rows.len().min(IMAGES)];
+        (rows.len() >= FEWEST)
             .then(|| self.latents.index_select(0, &Tensor::from_slice(rows).to_device(self.latents.device())))
     }
 }
@@ -44,8 +46,8 @@ pub struct Report {
     pub per_time: Vec<(f64, f64)>,
 }
 
-/// Loads and tests an expert; `max_ratio` is the largest loss as a share of the floor. The report is absent where there is
-/// no held-out image of the expert's cluster to measure on.
+/// Loads and tests an expert; `max_ratio` is the largest loss as a share of the floor. The report is absent where there are
+/// too few held-out images of the expert's cluster to measure on.
 ///
 /// # Errors
 /// [`Error::Refused`] with the test that failed and its figures.

@@ -136,18 +136,19 @@ impl Engine {
         self.send(Job::Remove(manifest))
     }
 
-    /// Queues a request whose events go to `sink`; returns how many are before it. Never blocks.
+    /// Queues a request whose events go to `sink`, the first of them from here. Never blocks, if `sink` does not.
     ///
     /// # Errors
     /// [`Error::Invalid`] before anything is queued; [`Error::Busy`]; [`Error::Ended`].
-    pub fn sample(&self, request: SampleRequest, sink: SampleSink) -> Result<u32> {
+    pub fn sample(&self, request: SampleRequest, mut sink: SampleSink) -> Result<()> {
         request.check(&self.limits)?;
         let ahead = self.waiting.fetch_add(1, Ordering::SeqCst);
+        sink(ServiceResponse::Event(SampleEvent::Queued { ahead }));
         let sent = match &self.jobs {
             Some(jobs) => jobs.try_send(Job::Sample { request, sink }),
             None => return Err(ended()),
         };
-        sent.map(|()| ahead).map_err(|e| {
+        sent.map_err(|e| {
             self.waiting.fetch_sub(1, Ordering::SeqCst);
             match e {
                 TrySendError::Full(_) => Error::Busy(ahead),
@@ -329,24 +330,29 @@ fn obtain_router(
     mut on_router: impl FnMut(RouterStage) -> bool,
 ) -> Result<Router> {
     let mut router = Router::of_charter(charter, seed, device);
-    if !file.exists() {
-        let mut finished = true;
-        train_router(&router, recipe, kept, seed, |step, loss| {
-            finished = on_router(RouterStage::Training { step, of: recipe.steps, loss });
-            finished
-        })?;
-        if !finished {
-            return Err(Error::Ended("it was stopped while training the router".into()));
+    if file.exists() {
+        match router.read(file) {
+            Ok(()) => {
+                on_router(RouterStage::Loaded);
+                return Ok(router);
+            }
+            Err(e) => tracing::warn!(error = %e, "the router's file is damaged; training it again"),
         }
-        let aside = file.with_extension("partial");
-        let io = |action, source| hdd_expert_runtime::Error::Io { action, path: file.to_owned(), source };
-        let _ = std::fs::remove_file(&aside);
-        router.save(&aside)?;
-        std::fs::rename(&aside, file).map_err(|e| io("write", e))?;
-        on_router(RouterStage::Trained(router.accuracy(held_out, recipe.text)?));
-    } else {
-        on_router(RouterStage::Loaded);
     }
-    router.read(file)?;
+    let mut finished = true;
+    train_router(&router, recipe, kept, seed, |step, loss| {
+        finished = on_router(RouterStage::Training { step, of: recipe.steps, loss });
+        finished
+    })?;
+    if !finished {
+        return Err(Error::Ended("it was stopped while training the router".into()));
+    }
+    let aside = file.with_extension("partial");
+    let io = |source| hdd_expert_runtime::Error::Io { action: "write", path: file.to_owned(), source };
+    let _ = std::fs::remove_file(&aside); // left by a process that was killed
+    router.save(&aside)?;
+    std::fs::rename(&aside, file).map_err(io)?;
+    on_router(RouterStage::Trained(router.accuracy(held_out, recipe.text)?));
+    router.freeze();
     Ok(router)
 }

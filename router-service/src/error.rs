@@ -6,6 +6,9 @@ pub enum Error {
     /// An expert failed a test.
     #[error("refused: {0}")]
     Refused(String),
+    /// The router cannot be trained.
+    #[error("the router's training failed: {0}")]
+    Router(String),
     /// A request that no aggregator of this charter could serve.
     #[error(transparent)]
     Invalid(#[from] hdd_protocol::Error),
@@ -33,7 +36,9 @@ impl Error {
             Self::Invalid(_) => ErrorCode::Invalid,
             Self::NoExpert(_) => ErrorCode::NotReady,
             Self::Busy(_) => ErrorCode::Busy,
-            Self::Refused(_) | Self::Ended(_) | Self::Device(_) | Self::Expert(_) => ErrorCode::Internal,
+            Self::Refused(_) | Self::Router(_) | Self::Ended(_) | Self::Device(_) | Self::Expert(_) => {
+                ErrorCode::Internal
+            }
         }
     }
 }

@@ -24,17 +24,8 @@ pub enum Decision {
 }
 
 impl Policy {
-    /// Decides over the charter's current manifests, in the order given; `serving` counts experts in service by cluster.
-    pub fn decide<'a>(
-        &self,
-        manifests: impl IntoIterator<Item = &'a Verified<Manifest>>,
-        serving: &HashMap<u16, usize>,
-    ) -> Vec<Decision> {
-        let mut taken = serving.clone();
-        manifests.into_iter().map(|m| self.decide_one(m, &mut taken)).collect()
-    }
-
-    fn decide_one(&self, m: &Manifest, taken: &mut HashMap<u16, usize>) -> Decision {
+    /// Decides on a current manifest; `serving` counts experts in service by cluster.
+    pub fn decide(&self, m: &Verified<Manifest>, serving: &HashMap<u16, usize>) -> Decision {
         if self.blocked.contains(&m.author) {
             return Decision::Declined(format!("author {} is blocked here", m.author.short()));
         }
@@ -44,11 +35,10 @@ impl Policy {
                 m.author.short()
             ));
         }
-        let count = taken.entry(m.spec.cluster).or_default();
-        if self.per_cluster > 0 && *count >= self.per_cluster {
+        let count = serving.get(&m.spec.cluster).copied().unwrap_or(0);
+        if self.per_cluster > 0 && count >= self.per_cluster {
             return Decision::Declined(format!("cluster {} has its {} experts", m.spec.cluster, self.per_cluster));
         }
-        *count += 1;
         Decision::Wanted
     }
 }

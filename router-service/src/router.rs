@@ -109,8 +109,13 @@ impl Router {
     /// As [`weights::read_into`].
     pub fn read(&mut self, path: &Path) -> Result<()> {
         weights::read_into(path, &self.parameters())?;
-        self.store.freeze();
+        self.freeze();
         Ok(())
+    }
+
+    /// Ends training: no gradients from now on.
+    pub fn freeze(&mut self) {
+        self.store.freeze();
     }
 
     /// Writes the weights to a new file.

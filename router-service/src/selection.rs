@@ -52,9 +52,9 @@ pub fn weights(
     weights
 }
 
-/// Zeroes what `kept` excludes, unless that leaves nothing.
+/// Zeroes what `kept` excludes, unless that leaves no weight at all.
 fn keep(weights: &mut [f64], candidates: &[Candidate], kept: impl Fn(&Candidate) -> bool) {
-    if candidates.iter().any(&kept) {
+    if candidates.iter().zip(&*weights).any(|(c, w)| kept(c) && *w > 0.0) {
         weights.iter_mut().zip(candidates).filter(|(_, c)| !kept(c)).for_each(|(w, _)| *w = 0.0);
     }
 }
@@ -92,6 +92,9 @@ mod tests {
         check(&[(0, FM), (1, FM)], threshold(false), None, 0.1, &[0.625, 0.375]); // a side without experts
         check(&three, TopK(2), Some(0.5), 0.9, &[0.5 / 0.7, 0.0, 0.2 / 0.7]);
         check(&three, TopK(2), Some(0.5), 0.4, &[0.625, 0.375, 0.0]);
+        // Two masks that exclude each other: the first holds.
+        let late = Threshold { time: 0.8, reversed: false };
+        check(&three, late, Some(0.4), 0.6, &[0.0, 1.0, 0.0]);
         assert_eq!(weights(&[1.0, 0.0], &candidates(&[(1, FM)]), Top1, None, 0.5), [1.0]);
     }
 

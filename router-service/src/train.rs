@@ -1,6 +1,6 @@
 //! Training of the router (paper Section 6.3): cross-entropy to the clusters' labels on the linear path.
 
-use crate::{Result, Router};
+use crate::{Error, Result, Router};
 use hdd_expert_runtime::{Adam, AdamState, column, train::draw_times};
 use hdd_protocol::{RouterRecipe, TimeSampling};
 use rand::{Rng, SeedableRng, seq::index};
@@ -53,7 +53,7 @@ impl RouterExamples {
 /// Text is dropped for a tenth of the images, so that the router also serves requests without a prompt.
 ///
 /// # Errors
-/// What libtorch refuses.
+/// [`Error::Router`] if the loss is no number; what libtorch refuses.
 pub fn train_router(
     router: &Router,
     recipe: &RouterRecipe,
@@ -83,7 +83,11 @@ pub fn train_router(
         for param in &mut params {
             param.zero_grad();
         }
-        if !on_step(step + 1, loss.double_value(&[])) {
+        let loss = loss.double_value(&[]);
+        if !loss.is_finite() {
+            return Err(Error::Router(format!("its loss is {loss} at step {step}; lower the charter's learning rate")));
+        }
+        if !on_step(step + 1, loss) {
             break;
         }
     }

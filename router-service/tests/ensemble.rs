@@ -81,7 +81,9 @@ fn a_picture_sampled_beside_others_is_the_one_sampled_alone() {
             let fusion = ensemble.fusion(selection, Conversion::DEFAULT, None, seeds.len());
             let noise = sampler::noise(seeds, SHAPE, Device::Cpu);
             let go_on = |_| ControlFlow::Continue(());
-            sampler::sample(&fusion, noise, condition, &sampler::time_grid(8, 1.0), Solver::Heun, go_on).unwrap().unwrap()
+            sampler::sample(&fusion, noise, condition, &sampler::time_grid(8, 1.0), Solver::Heun, go_on)
+                .unwrap()
+                .unwrap()
         };
         let together = run(&[7, 8, 9, 10], &condition(4));
         let alone = run(&[7], &condition(1));
@@ -105,7 +107,8 @@ fn saved(folder: &tempfile::TempDir, name: &str, change: impl FnOnce(&Expert)) -
 fn admission_refuses_what_cannot_serve() {
     let folder = tempfile::tempdir().unwrap();
     let spec = spec(Objective::Velocity, Schedule::Linear, 0);
-    let held_out = HeldOut { latents: sampler::noise(&[1, 2, 3, 4, 5, 6], SHAPE, Device::Cpu) * 0.5, labels: vec![0; 6] };
+    let held_out =
+        HeldOut { latents: sampler::noise(&[1, 2, 3, 4, 5, 6, 7, 8], SHAPE, Device::Cpu) * 0.5, labels: vec![0; 8] };
     let test = |path: &std::path::Path, ratio| test_expert(&spec, path, &held_out, 1.5, ratio, Device::Cpu);
     let refused = |path: &std::path::Path, ratio, word: &str| {
         let error = test(path, ratio).err().map(|e| e.to_string()).unwrap_or_default();
@@ -118,7 +121,11 @@ fn admission_refuses_what_cannot_serve() {
     assert!(report.loss > report.floor && report.per_time.len() == 5, "{report:?}");
     refused(&untrained, 1.0, "held-out loss");
 
-    refused(&saved(&folder, "nan", |e| drop(e.parameters()["final_layer.linear.bias"].shallow_clone().fill_(f64::NAN))), 1.0, "NaN");
+    refused(
+        &saved(&folder, "nan", |e| drop(e.parameters()["final_layer.linear.bias"].shallow_clone().fill_(f64::NAN))),
+        1.0,
+        "NaN",
+    );
     let explode = |e: &Expert| drop(e.parameters()["final_layer.linear.bias"].shallow_clone().fill_(1e9));
     refused(&saved(&folder, "exploding", explode), 1e30, "velocity reaches");
 
@@ -135,7 +142,7 @@ fn admission_refuses_what_cannot_serve() {
     assert!(error.contains("is missing"), "{error}");
 
     // No held-out image of the cluster: nothing to measure, and the report says so by its absence.
-    let elsewhere = HeldOut { latents: held_out.latents.shallow_clone(), labels: vec![1; 6] };
+    let elsewhere = HeldOut { latents: held_out.latents.shallow_clone(), labels: vec![1; 8] };
     let (_, report) = test_expert(&spec, &untrained, &elsewhere, 1.5, 1.0, Device::Cpu).unwrap();
     assert!(report.is_none());
 }

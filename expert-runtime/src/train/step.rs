@@ -150,7 +150,7 @@ impl Trainer {
         let value = loss.double_value(&[]) as f32;
         if !value.is_finite() || !norm.is_finite() {
             let why = format!(
-                "the loss is {value}, the gradient norm {norm}; lower --learning-rate and run again, the last checkpoint is kept"
+                "the loss is {value}, the gradient norm {norm}; train under another --name with a lower --learning-rate; the last checkpoint is kept"
             );
             return Err(Error::Diverged { step, why });
         }

@@ -103,7 +103,10 @@ async fn finish(client: &Client, download: Download) -> Result<PathBuf> {
 
 async fn local(client: &Client, blob: Blob) -> Option<PathBuf> {
     let registry = client.registry().clone();
-    blocking(move || registry.blob_path(blob.digest)).await
+    blocking(move || registry.verify_blob(blob.digest)).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, blob = %blob.digest.short(), "cannot verify a held blob");
+        None
+    })
 }
 
 /// Those that the DHT names, then connected peers that serve blobs at all.

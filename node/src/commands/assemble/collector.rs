@@ -7,6 +7,7 @@ use hdd_registry::{Verdict, VerdictState};
 use hdd_router_service::{Decision, Engine, Policy, Report};
 use std::{
     collections::{HashMap, HashSet},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,6 +20,10 @@ use tokio::sync::{
 const ROUND: Duration = Duration::from_secs(30);
 /// News within this are looked at together.
 const BURST: Duration = Duration::from_millis(300);
+/// A fetch may take this long,
+const PATIENCE: Duration = Duration::from_secs(60);
+/// and a second more for each of these many bytes.
+const SLOWEST: u64 = 256 << 10;
 /// A checkpoint that could not be fetched is asked for again after this.
 const RETRY: Duration = Duration::from_secs(20);
 
@@ -79,13 +84,16 @@ impl<'a> Collector<'a> {
         let current = tokio::task::spawn_blocking(move || registry.manifests(Some(charter))).await??;
         let mut current: Vec<_> = current.into_iter().filter(|m| self.fits(m, now)).collect();
         current.sort_by_key(|m| (m.issued_at, m.digest()));
-        self.withdraw(&current)?;
+        self.withdraw(&current).await?;
         let new: Vec<_> = current.into_iter().filter(|m| !self.serving.contains_key(&m.digest())).collect();
         let mut counts = HashMap::new();
         self.serving.values().for_each(|m| *counts.entry(m.spec.cluster).or_default() += 1);
         for manifest in new {
-            let decision = self.policy.decide([&manifest], &counts).remove(0);
-            match decision {
+            if self.serving.values().any(|m| m.weights == manifest.weights) {
+                self.decline(&manifest, "its weights are served already, under another manifest")?;
+                continue;
+            }
+            match self.policy.decide(&manifest, &counts) {
                 Decision::Declined(why) => self.decline(&manifest, &why)?,
                 Decision::Wanted => {
                     if self.admit(&manifest).await? {
@@ -101,11 +109,12 @@ impl<'a> Collector<'a> {
         manifest.check_against(&self.charter, now).is_ok()
     }
 
-    fn withdraw(&mut self, current: &[Verified<Manifest>]) -> Result<()> {
+    async fn withdraw(&mut self, current: &[Verified<Manifest>]) -> Result<()> {
         let current: HashSet<Digest> = current.iter().map(Verified::digest).collect();
         let gone: Vec<Digest> = self.serving.keys().filter(|digest| !current.contains(digest)).copied().collect();
         for digest in gone {
-            self.engine.remove(digest)?;
+            let engine = self.engine.clone();
+            tokio::task::spawn_blocking(move || engine.remove(digest)).await??;
             if let Some(manifest) = self.serving.remove(&digest) {
                 eprintln!("withdrawn: {} (replaced, revoked or expired)", describe(&manifest));
             }
@@ -128,16 +137,10 @@ impl<'a> Collector<'a> {
         if self.refused.contains(&digest) || self.failed.get(&digest).is_some_and(|at| at.elapsed() < RETRY) {
             return Ok(false);
         }
-        let bar = Progress::bytes(format!("fetching {}", describe(manifest)), manifest.weights.size);
-        let file = match self.node.client.fetch(manifest.weights, |progress| bar.set(progress.done)).await {
-            Ok(file) => file,
-            Err(error) => {
-                eprintln!("cannot fetch {} yet: {}", describe(manifest), Error::from(error).chain());
-                self.failed.insert(digest, Instant::now());
-                return Ok(false);
-            }
+        let Some(file) = self.fetch(manifest).await else {
+            self.failed.insert(digest, Instant::now());
+            return Ok(false);
         };
-        drop(bar);
         self.failed.remove(&digest);
         let (reply, verdict) = oneshot::channel();
         let (engine, signed) = (self.engine.clone(), manifest.clone());
@@ -145,9 +148,10 @@ impl<'a> Collector<'a> {
         tokio::task::spawn_blocking(queue).await??;
         match verdict.await.map_err(|_| Error::Training("the device thread ended during a test".into()))? {
             Ok(report) => {
-                let measured = report.as_ref().map_or("not measured: no held-out image of its cluster".into(), |r| {
-                    format!("held-out loss {:.4}, {:.2} of its cluster's mean image", r.loss, r.loss / r.floor)
-                });
+                let measured =
+                    report.as_ref().map_or("not measured: too few held-out images of its cluster".into(), |r| {
+                        format!("held-out loss {:.4}, {:.2} of its cluster's mean image", r.loss, r.loss / r.floor)
+                    });
                 eprintln!("admitted: {}: {measured}", describe(manifest));
                 self.record(manifest, VerdictState::Admitted, &measured, report)?;
                 self.serving.insert(digest, manifest.clone());
@@ -162,6 +166,20 @@ impl<'a> Collector<'a> {
                 Ok(false)
             }
         }
+    }
+
+    /// The weights, or nothing if they do not come in reasonable time: what else is due must not wait for one slow peer.
+    async fn fetch(&self, manifest: &Verified<Manifest>) -> Option<PathBuf> {
+        let bar = Progress::bytes(format!("fetching {}", describe(manifest)), manifest.weights.size);
+        let patience = PATIENCE + Duration::from_secs(manifest.weights.size / SLOWEST);
+        let fetch = self.node.client.fetch(manifest.weights, |progress| bar.set(progress.done));
+        let why = match tokio::time::timeout(patience, fetch).await {
+            Ok(Ok(file)) => return Some(file),
+            Ok(Err(error)) => Error::from(error).chain(),
+            Err(_) => format!("not here after {} s; what arrived is kept", patience.as_secs()),
+        };
+        eprintln!("cannot fetch {} yet: {why}", describe(manifest));
+        None
     }
 
     fn record(

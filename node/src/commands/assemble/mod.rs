@@ -27,8 +27,8 @@ pub struct Args {
     /// Never take experts of this author; repeat it for several
     #[arg(long, value_name = "KEY", value_delimiter = ',')]
     block: Vec<PublicKey>,
-    /// Most experts a cluster; 0 is no limit
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    /// Most experts a cluster, each of which takes memory; 0 is no limit
+    #[arg(long, value_name = "N", default_value_t = 4)]
     per_cluster: usize,
     /// Largest held-out loss of an expert, as a multiple of that of its cluster's mean image
     #[arg(long, value_name = "RATIO", default_value_t = 1.0)]

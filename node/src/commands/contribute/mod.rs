@@ -28,7 +28,15 @@ async fn contribute(node: &Node, args: Args, settings: &Settings) -> Result<()> 
     node.greet().await?;
     let charter = settings.shutdown.interrupts(node.charter()).await?;
     eprintln!("charter {} ({}): {}", charter.name, charter.digest().short(), charter.data_terms);
-    let known = node.registry.manifests(Some(charter.digest()))?;
+    // What the network knows decides the cluster and the next sequence number.
+    match settings.shutdown.interrupts(node.connected()).await {
+        Ok(_) => settings.shutdown.interrupts(async { Ok(node.settled().await) }).await?,
+        Err(Error::Interrupted) => return Err(Error::Interrupted),
+        Err(error) => eprintln!("training without the network for now: {}", error.chain()),
+    }
+    let now = crate::clock::unix_now();
+    let mut known = node.registry.manifests(Some(charter.digest()))?;
+    known.retain(|m| m.check_against(&charter, now).is_ok());
     let folder = settings.data.join("experts").join(&args.name);
     let (shutdown, plan) = (settings.shutdown.clone(), args.clone());
     let (own_charter, own_folder) = (charter.clone(), folder.clone());
@@ -54,7 +62,7 @@ async fn contribute(node: &Node, args: Args, settings: &Settings) -> Result<()> 
         manifest.digest().short(),
         manifest.licence
     );
-    settings.shutdown.until(publish::keep_available(node, &manifest)).await
+    settings.shutdown.until(publish::keep_available(node, &charter, manifest)).await
 }
 
 impl From<training::Died> for Error {

@@ -1,4 +1,4 @@
-//! From a checkpoint to a signed manifest that the network knows.
+//! From a checkpoint to a signed manifest that the network knows, for as long as the node runs.
 
 use super::Args;
 use crate::{Error, Result, clock::unix_now, node::Node};
@@ -6,8 +6,8 @@ use hdd_expert_runtime::Checkpoint;
 use hdd_protocol::{Announcement, Charter, Manifest, Signed, Training, Verified};
 use std::time::Duration;
 
-/// The manifest is announced again this often: gossip forgets, and peers come and go.
-const AGAIN: Duration = Duration::from_secs(600);
+/// The manifest is announced again, and aggregators are looked for, this often: gossip forgets, and peers come and go.
+const AGAIN: Duration = Duration::from_secs(300);
 
 /// Takes the weights into the registry and announces a manifest of them: the current one if it says the same, else the
 /// next in sequence.
@@ -22,41 +22,56 @@ pub async fn publish(
 ) -> Result<Verified<Manifest>> {
     let (registry, file) = (node.registry.clone(), checkpoint.model());
     let weights = tokio::task::spawn_blocking(move || registry.import_file(&file)).await??;
-    let now = unix_now();
     let author = node.key.public();
     let own = node.registry.manifests(Some(charter.digest()))?;
     let last = own.into_iter().find(|m| m.author == author && m.name == args.name);
     let manifest = match last {
-        // Half its life is left: nothing new to say.
-        Some(last) if last.weights == weights && now < last.issued_at / 2 + last.expires_at / 2 => last,
+        Some(last) if last.weights == weights && !is_half_spent(&last) => last,
         _ => {
             let config = checkpoint.config;
+            let training = Training {
+                steps: config.step,
+                images: config.images,
+                loss: config.loss,
+                seed: config.seed,
+                recipe: config.recipe,
+                parent: None,
+            };
             let manifest = Manifest {
                 charter: charter.digest(),
                 author,
                 name: args.name.clone(),
-                sequence: node.registry.next_sequence(author, charter.digest(), &args.name)?,
-                issued_at: now,
-                expires_at: now + charter.limits.manifest_seconds,
+                sequence: 0,
+                issued_at: 0,
+                expires_at: 0,
                 spec: config.spec,
                 weights,
-                training: Training {
-                    steps: config.step,
-                    images: config.images,
-                    loss: config.loss,
-                    seed: config.seed,
-                    recipe: config.recipe,
-                    parent: None,
-                },
+                training,
                 licence: args.licence(charter)?,
                 next_key: None,
             };
-            manifest.check_against(charter, now)?;
-            Signed::sign(manifest, &node.key)?
+            sign(node, charter, manifest)?
         }
     };
     announce(node, &manifest).await?;
     Ok(manifest)
+}
+
+/// Signs `manifest` as the next in its sequence, with a whole life before it.
+fn sign(node: &Node, charter: &Verified<Charter>, manifest: Manifest) -> Result<Verified<Manifest>> {
+    let now = unix_now();
+    let manifest = Manifest {
+        sequence: node.registry.next_sequence(manifest.author, manifest.charter, &manifest.name)?,
+        issued_at: now,
+        expires_at: now + charter.limits.manifest_seconds,
+        ..manifest
+    };
+    manifest.check_against(charter, now)?;
+    Ok(Signed::sign(manifest, &node.key)?)
+}
+
+fn is_half_spent(manifest: &Manifest) -> bool {
+    unix_now() >= manifest.issued_at / 2 + manifest.expires_at / 2
 }
 
 async fn announce(node: &Node, manifest: &Verified<Manifest>) -> Result<()> {
@@ -69,13 +84,24 @@ async fn announce(node: &Node, manifest: &Verified<Manifest>) -> Result<()> {
     Ok(())
 }
 
-/// Announces again from time to time, until stopped.
+/// Announces from time to time, signs anew when half of the manifest's life is spent, and keeps connected to aggregators, so
+/// that one can fetch the weights even from a node that nobody can dial.
 ///
 /// # Errors
-/// The network's.
-pub async fn keep_available(node: &Node, manifest: &Verified<Manifest>) -> Result<()> {
+/// The network's, the protocol's and the registry's.
+pub async fn keep_available(node: &Node, charter: &Verified<Charter>, manifest: Verified<Manifest>) -> Result<()> {
+    let mut manifest = manifest;
     loop {
+        for aggregator in node.client.aggregators(charter.digest()).await.unwrap_or_default() {
+            // Asking for the offer dials; whether there is one yet does not matter.
+            if let Err(error) = node.client.offer(aggregator).await {
+                tracing::debug!(%aggregator, %error, "no offer");
+            }
+        }
         tokio::time::sleep(AGAIN).await;
-        announce(node, manifest).await?;
+        if is_half_spent(&manifest) {
+            manifest = sign(node, charter, (*manifest).clone())?;
+        }
+        announce(node, &manifest).await?;
     }
 }

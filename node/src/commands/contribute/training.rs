@@ -88,7 +88,15 @@ impl Job {
         args.device.apply();
         let device = args.device.device()?;
         let recipe = args.recipe(charter)?;
-        args.licence(charter)?; // before hours of work, not after
+        // Before hours of work, not after.
+        args.licence(charter)?;
+        let (parameters, most) = (args.architecture(charter)?.parameters(), charter.limits.parameters);
+        if parameters > most {
+            return Err(Error::Usage(format!(
+                "this architecture has {parameters} parameters, charter {} allows {most}; choose a smaller --architecture or --width",
+                charter.name
+            )));
+        }
         let (images, clusters) = args.images.read(charter)?;
         let earlier = latest_checkpoint(&folder.join("checkpoints"))?;
         let cluster = match (args.cluster, &earlier) {

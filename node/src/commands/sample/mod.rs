@@ -108,7 +108,7 @@ async fn ask(
         match event? {
             SampleEvent::Queued { ahead: 0 } => bar.say("accepted"),
             SampleEvent::Queued { ahead } => bar.say(format!("queued, {ahead} before it")),
-            SampleEvent::Step { done, .. } => bar.set(done.into()),
+            SampleEvent::Step { done, of } => bar.set_of(done.into(), of.into()),
             SampleEvent::Picture { picture, provenance } => {
                 let seed = request.seed + pictures.len() as u64; // `check` bounds the sum
                 expected(&provenance, charter, seed, pictures.len() < request.count as usize).map_err(wrong)?;
