@@ -84,7 +84,7 @@ contribute() { # contribute CLUSTER FLAGS...
 }
 contribute 0 --objective velocity
 contribute 1 --objective velocity
-contribute 2 --objective epsilon --inverse-alpha 20 --times uniform
+contribute 2 --objective epsilon --inverse-alpha 100 --times uniform
 contribute 3 --objective velocity
 launch aggregator assemble --per-cluster 1
 say "four contributors and an aggregator are at work; their logs are in $home/"

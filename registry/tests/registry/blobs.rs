@@ -212,6 +212,53 @@ fn a_damaged_blob_is_not_sent_and_a_lost_tree_grows_again() {
 }
 
 #[test]
+fn a_damaged_blob_is_found_after_a_restart_and_comes_again() {
+    let (folder, from) = store();
+    let bytes = noise(6, 9 * GROUP as usize + 3);
+    let source = folder.path().join("source");
+    fs::write(&source, &bytes).unwrap();
+    let blob = from.import_file(&source).unwrap();
+    let right = encoded(&from, blob.digest, 0, blob.size);
+    let file = |place: &str, suffix: &str| folder.path().join(place).join(format!("{}.{suffix}", blob.digest));
+    let path = file("blobs", "data");
+    assert_eq!(from.verify_blob(blob.digest).unwrap(), Some(path.clone()));
+    assert_eq!(from.verify_blob(Digest::of(b"other")).unwrap(), None);
+    drop(from);
+    let flipped = |at: usize| {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    let mut longer = bytes.clone();
+    longer.push(0);
+    for damage in [flipped(0), flipped(bytes.len() - 1), bytes[1..].to_vec(), longer, vec![]] {
+        fs::write(&path, &damage).unwrap();
+        let store = Registry::open(folder.path()).unwrap();
+        assert_eq!(store.verify_blob(blob.digest).unwrap(), None);
+        assert!(store.has_blob(blob.digest).is_none() && !file("blobs", "obao").exists());
+        assert_eq!(fs::read(file("broken", "data")).unwrap(), damage);
+        assert_eq!(store.begin_download(blob).unwrap().done(), 0);
+        store.import_bytes(&bytes).unwrap();
+        assert_eq!(store.verify_blob(blob.digest).unwrap(), Some(path.clone()));
+        // An import replaces what is damaged without being told.
+        fs::write(&path, &damage).unwrap();
+        assert_eq!(store.import_file(&source).unwrap(), blob);
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+        assert_eq!(encoded(&store, blob.digest, 0, blob.size), right);
+    }
+}
+
+#[test]
+fn what_happens_to_a_file_after_its_import_does_not_reach_the_blob() {
+    let (folder, store) = store();
+    let (source, bytes) = (folder.path().join("source"), noise(8, 1000));
+    fs::write(&source, &bytes).unwrap();
+    let blob = store.import_file(&source).unwrap();
+    fs::write(&source, b"changed in place").unwrap();
+    assert_eq!(fs::read(store.verify_blob(blob.digest).unwrap().unwrap()).unwrap(), bytes);
+}
+
+#[test]
 fn only_files_are_imported() {
     let (folder, store) = store();
     for path in [folder.path().to_path_buf(), folder.path().join("nothing")] {

@@ -180,7 +180,8 @@ fn two_revocations_of_one_thing_end_as_the_same_on_every_node() {
 #[test]
 fn a_key_has_a_quota_and_what_expired_makes_room() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Registry::open_with(folder.path(), RegistryOptions { records_per_author: 2 }).unwrap();
+    let store =
+        Registry::open_with(folder.path(), RegistryOptions { records_per_author: 2, ..Default::default() }).unwrap();
     let old = manifest_until(&key(1), "a", 1, 0, NOW - 1);
     store.insert_manifest(&old, NOW - 10).unwrap();
     store.insert_manifest(&manifest(&key(1), "b", 1, 0), NOW - 10).unwrap();
@@ -197,6 +198,49 @@ fn a_key_has_a_quota_and_what_expired_makes_room() {
     revoke("b").unwrap();
     revoke("c").unwrap();
     assert!(matches!(revoke("d"), Err(Error::Quota { .. })));
+}
+
+#[test]
+fn all_keys_together_have_a_quota_and_what_expired_makes_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = RegistryOptions { records: 3, ..Default::default() };
+    let store = Registry::open_with(folder.path(), options).unwrap();
+    let old = manifest_until(&key(1), "a", 1, 0, NOW - 1);
+    for m in [&old, &manifest(&key(2), "a", 1, 0), &manifest(&key(3), "a", 1, 0)] {
+        store.insert_manifest(m, NOW - 10).unwrap();
+    }
+    let full = |store: &Registry, now| {
+        let error = store.insert_manifest(&manifest(&key(4), "a", 1, 0), now).unwrap_err();
+        assert!(matches!(error, Error::Quota { author: None, limit: 3 }), "{error:?}");
+        assert!(error.to_string().contains("3 records"), "{error}");
+        assert_eq!(files(folder.path()).len(), 3);
+    };
+    full(&store, NOW - 10);
+    // A new version takes the place of the one before, and a restart does not forget what is there.
+    store.insert_manifest(&manifest(&key(2), "a", 2, 0), NOW - 10).unwrap();
+    full(&store, NOW - 10);
+    drop(store);
+    let store = Registry::open_with(folder.path(), options).unwrap();
+    full(&store, NOW - 10);
+    store.insert_manifest(&manifest(&key(5), "a", 1, 0), NOW).unwrap();
+    assert!(store.manifest(old.digest()).unwrap().is_none());
+    full(&store, NOW);
+    // Revocations are not in the way of manifests, nor the other way round.
+    let revoke = |n: u8| store.insert_revocation(&revocation(&key(n), RevocationTarget::Expert("a".into()), 1));
+    assert!((1..=3).all(|n| revoke(n).unwrap() == Inserted::New));
+    assert_eq!(revoke(3).unwrap(), Inserted::Known);
+    assert!(matches!(revoke(4), Err(Error::Quota { author: None, limit: 3 })));
+}
+
+#[test]
+fn evidence_of_equivocation_is_not_evicted() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Registry::open_with(folder.path(), RegistryOptions { records: 2, ..Default::default() }).unwrap();
+    let two = [0, 1].map(|variant| manifest_until(&key(1), "a", 1, variant, NOW - 1));
+    store.insert_manifest(&two[0], NOW - 10).unwrap();
+    assert!(matches!(store.insert_manifest(&two[1], NOW - 10), Err(Error::Equivocation { .. })));
+    assert!(matches!(store.insert_manifest(&manifest(&key(2), "a", 1, 0), NOW), Err(Error::Quota { .. })));
+    assert!(two.iter().all(|m| store.record(m.digest()).unwrap().is_some()));
 }
 
 #[test]
