@@ -13,6 +13,14 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// The disk is full.
+    #[error("no space left to write {path}; free some on that disk and run again, what was saved before is kept")]
+    NoSpace {
+        /// The file that could not be written.
+        path: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
     /// Images, captions or features that cannot be used.
     #[error("{what}: {why}")]
     Data {
@@ -70,6 +78,9 @@ pub(crate) trait At<T> {
 
 impl<T> At<T> for io::Result<T> {
     fn at(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T> {
-        self.map_err(|source| Error::Io { action, path: path.into(), source })
+        self.map_err(|source| match source.kind() {
+            io::ErrorKind::StorageFull => Error::NoSpace { path: path.into(), source },
+            _ => Error::Io { action, path: path.into(), source },
+        })
     }
 }

@@ -141,8 +141,8 @@ impl Router {
         if let (Some((first, second)), Some(text)) = (&self.text_mlp, text) {
             let words = second.forward(&first.forward(text).gelu("tanh")); // (B, L, D)
             let meaning = mean_of_used(&words, text); // (B, D)
-            class = class + meaning.unsqueeze(1);
-            c = c + meaning;
+            class = &class + meaning.unsqueeze(1);
+            c = &c + meaning;
         }
         let tokens = self.x_embedder.forward(x) + &self.position; // (B, N, D)
         let mut h = Tensor::cat(&[class, tokens], 1); // (B, 1 + N, D)

@@ -55,7 +55,7 @@ pub struct Args {
 /// # Errors
 /// A charter that no peer has; images that cannot be read; what training the router, the registry or the network met.
 pub async fn run(args: Args, settings: Settings) -> Result<()> {
-    if !(args.max_loss > 0.0) {
+    if args.max_loss.is_nan() || args.max_loss <= 0.0 {
         return Err(Error::Usage(format!("--max-loss is {}, must be above 0", args.max_loss)));
     }
     let registry = settings.registry()?;

@@ -29,8 +29,13 @@ async fn contribute(node: &Node, args: Args, settings: &Settings) -> Result<()> 
     let charter = settings.shutdown.interrupts(node.charter()).await?;
     eprintln!("charter {} ({}): {}", charter.name, charter.digest().short(), charter.data_terms);
     // What the network knows decides the cluster and the next sequence number.
-    match settings.shutdown.interrupts(node.connected()).await {
-        Ok(_) => settings.shutdown.interrupts(async { Ok(node.settled().await) }).await?,
+    let join = async {
+        node.connected().await?;
+        node.settled().await;
+        Ok(())
+    };
+    match settings.shutdown.interrupts(join).await {
+        Ok(()) => {}
         Err(Error::Interrupted) => return Err(Error::Interrupted),
         Err(error) => eprintln!("training without the network for now: {}", error.chain()),
     }

@@ -171,7 +171,7 @@ impl Job {
             bar.set(p.step);
             let written = || -> Result<()> {
                 metrics.write(&p, rate)?;
-                if p.step % self.preview_every == 0 || p.step == recipe.steps {
+                if p.step.is_multiple_of(self.preview_every) || p.step == recipe.steps {
                     preview(trainer.average(), &self.images, &self.charter, &self.folder.join("samples"), p.step)?;
                 }
                 Ok(())
@@ -180,7 +180,7 @@ impl Job {
                 failure = Some(error); // carried out of the trainer, which knows nothing of these files
                 return Ok(false);
             }
-            if p.step % self.save_every == 0 && p.step < recipe.steps {
+            if p.step.is_multiple_of(self.save_every) && p.step < recipe.steps {
                 trainer.save(&checkpoints)?;
             }
             Ok(!shutdown.is_requested())
@@ -296,7 +296,7 @@ impl Metrics {
     }
 
     fn write(&mut self, p: &train::Progress, rate: f64) -> Result<()> {
-        if p.step % METRICS_EVERY != 0 {
+        if !p.step.is_multiple_of(METRICS_EVERY) {
             return Ok(());
         }
         let line = serde_json::json!({
