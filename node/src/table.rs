@@ -66,7 +66,7 @@ pub fn print(text: &str) -> Result<()> {
 /// Prints a result as JSON.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(value: &impl Serialize) -> Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
