@@ -1,7 +1,8 @@
 //! A process in the network: key, registry, client and, for long-lived roles, the control socket.
 //!
 //! A *host* owns its data folder for as long as it runs. A *visitor* runs one command; if a host has the data folder, the
-//! visitor brings an empty folder and a throwaway key and joins through the host.
+//! visitor is a *guest*: it brings an empty folder and a throwaway key, and joins through the host. If another visitor has
+//! the folder, a guest joins through the bootstraps and the remembered peers.
 
 use crate::{
     Error, Result,
@@ -12,7 +13,11 @@ use crate::{
 use hdd_protocol::{Charter, SecretKey, Verified};
 use hdd_registry::Registry;
 use libp2p::Multiaddr;
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tempfile::TempDir;
 
 /// A visitor waits this long for its first peer.
@@ -64,25 +69,37 @@ impl Node {
     /// Starts a short-lived node with a free port.
     ///
     /// # Errors
-    /// As [`Node::host`]; the registry's `InUse` if another process has the data folder and does not answer.
+    /// As [`Node::host`]; the registry's `InUse` if another process has the data folder and does not answer, and there is
+    /// nobody else to join through.
     pub async fn visit(settings: &Settings) -> Result<Self> {
         match settings.registry() {
             Ok(registry) => Self::visit_with(settings, registry).await,
             Err(Error::Registry(in_use @ hdd_registry::Error::InUse { .. })) => {
                 let host = match control::ask(&settings.data, &Request::Status).await {
                     Ok(Reply::Status(status)) => status.listening,
-                    _ => return Err(in_use.into()),
+                    _ => Vec::new(),
                 };
-                let folder =
-                    tempfile::tempdir().map_err(Error::io("make a temporary folder in", std::env::temp_dir()))?;
-                let mut settings = Settings { data: folder.path().into(), listen: Vec::new(), ..settings.clone() };
-                settings.bootstrap.extend(host.iter().filter_map(|address| address.parse::<Multiaddr>().ok()));
-                let mut node = Self::visit_with(&settings, settings.registry()?).await?;
-                node.guest = Some(folder);
-                Ok(node)
+                Self::visit_as_guest(settings, &host, in_use).await
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Visits with a folder of its own, through the addresses of `host` and whom the settings and their folder name.
+    async fn visit_as_guest(settings: &Settings, host: &[String], in_use: hdd_registry::Error) -> Result<Self> {
+        let folder = tempfile::tempdir().map_err(Error::io("make a temporary folder in", std::env::temp_dir()))?;
+        let remembered = peers_file(&settings.data);
+        let mut guest = Settings { data: folder.path().into(), listen: Vec::new(), ..settings.clone() };
+        guest.bootstrap.extend(host.iter().filter_map(|address| address.parse::<Multiaddr>().ok()));
+        if remembered.exists() {
+            let copied = std::fs::copy(&remembered, peers_file(&guest.data));
+            copied.map_err(Error::io("copy", &remembered))?;
+        } else if guest.bootstrap.is_empty() && !guest.lan {
+            return Err(in_use.into());
+        }
+        let mut node = Self::visit_with(&guest, guest.registry()?).await?;
+        node.guest = Some(folder);
+        Ok(node)
     }
 
     async fn visit_with(settings: &Settings, registry: Arc<Registry>) -> Result<Self> {
@@ -182,16 +199,20 @@ impl Node {
 fn config(settings: &Settings) -> NetworkConfig {
     NetworkConfig {
         bootstrap: settings.bootstrap.clone(),
-        peers_file: Some(settings.data.join("peers.json")),
+        peers_file: Some(peers_file(&settings.data)),
         lan: settings.lan,
         ..NetworkConfig::default()
     }
 }
 
+fn peers_file(data: &Path) -> PathBuf {
+    data.join("peers.json")
+}
+
 /// Where a command gets its answers: a running host, or a visit of its own.
 pub enum Source {
     /// The node that has the data folder.
-    Host(std::path::PathBuf),
+    Host(PathBuf),
     /// A node that was started for this command.
     Visit(Box<Node>),
 }
@@ -200,19 +221,27 @@ impl Source {
     /// Finds the host of the data folder, or visits the network and takes in what peers have.
     ///
     /// # Errors
-    /// As [`Node::visit`]. Having no peers is none: what the folder holds can still be looked at.
+    /// As [`Node::visit`]. Having no peers is none if what the folder holds can still be looked at.
     pub async fn find(settings: &Settings) -> Result<Self> {
-        let registry = match settings.registry() {
-            Err(Error::Registry(hdd_registry::Error::InUse { .. })) => return Ok(Self::Host(settings.data.clone())),
-            registry => registry?,
+        let node = match settings.registry() {
+            Err(Error::Registry(in_use @ hdd_registry::Error::InUse { .. })) => {
+                match control::ask(&settings.data, &Request::Status).await {
+                    Err(Error::Control { .. }) => Node::visit_as_guest(settings, &[], in_use).await?,
+                    _ => return Ok(Self::Host(settings.data.clone())),
+                }
+            }
+            registry => Node::visit_with(settings, registry?).await?,
         };
-        let node = Node::visit_with(settings, registry).await?;
         match node.connected().await {
             Ok(_) => {
                 node.settled().await;
                 if let Err(error) = node.charter().await {
                     tracing::warn!("{}", error.chain());
                 }
+            }
+            Err(error) if node.is_guest() => {
+                node.stop().await;
+                return Err(error); // its folder is empty: there is nothing to look at
             }
             Err(error) => eprintln!("only what {} holds; {}", settings.data.display(), error.chain()),
         }
@@ -235,5 +264,40 @@ impl Source {
         if let Self::Visit(node) = self {
             node.stop().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shutdown::Shutdown;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn beside_another_visitor_a_guest_joins_on_its_own_if_there_is_anybody_to_join() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut settings = Settings {
+            data: folder.path().into(),
+            listen: Vec::new(),
+            bootstrap: Vec::new(),
+            charter: CharterChoice::BuiltIn,
+            lan: false,
+            json: false,
+            shutdown: Shutdown::manual().1,
+        };
+        let _other_visitor = settings.registry().unwrap();
+        let in_use = |error| matches!(error, Error::Registry(hdd_registry::Error::InUse { .. }));
+        assert!(Node::visit(&settings).await.err().is_some_and(in_use));
+        assert!(Source::find(&settings).await.err().is_some_and(in_use));
+
+        std::fs::write(peers_file(&settings.data), "[]").unwrap();
+        let guest = Node::visit(&settings).await.unwrap();
+        assert!(guest.is_guest() && guest.handler.settings.data != settings.data);
+        guest.stop().await;
+
+        std::fs::remove_file(peers_file(&settings.data)).unwrap();
+        settings.bootstrap.push("/ip4/127.0.0.1/tcp/1".parse().unwrap());
+        let guest = Node::visit(&settings).await.unwrap();
+        assert!(guest.is_guest() && guest.handler.settings.bootstrap == settings.bootstrap);
+        guest.stop().await;
     }
 }

@@ -1,4 +1,4 @@
-use super::{Error, NetworkConfig, Result, sync::SyncCodec};
+use super::{Error, NetworkConfig, Result, quota, sync::SyncCodec};
 use hdd_protocol::{Announcement, Digest, protocols};
 use libp2p::{
     PeerId, StreamProtocol,
@@ -14,10 +14,10 @@ use std::{
     time::Duration,
 };
 
-/// Strangers' provider records kept for others.
-const PROVIDED_KEYS: usize = 1 << 16;
+/// Keys that this node provides itself; room for them is never a stranger's.
+const OWN_KEYS: usize = 1 << 16;
 /// A provider record lives this long; its provider sends it again several times meanwhile.
-const PROVIDER_LIFE: Duration = Duration::from_secs(3 * 3600);
+pub(super) const PROVIDER_LIFE: Duration = Duration::from_secs(3 * 3600);
 const PROVIDER_INTERVAL: Duration = Duration::from_secs(45 * 60);
 /// Sync streams a connection carries at once.
 const SYNC_STREAMS: usize = 8;
@@ -139,7 +139,7 @@ fn kademlia(me: PeerId) -> kad::Behaviour<kad::store::MemoryStore> {
         .set_query_timeout(Duration::from_secs(20))
         .set_provider_record_ttl(Some(PROVIDER_LIFE))
         .set_provider_publication_interval(Some(PROVIDER_INTERVAL));
-    let store = kad::store::MemoryStoreConfig { max_provided_keys: PROVIDED_KEYS, ..Default::default() };
+    let store = kad::store::MemoryStoreConfig { max_provided_keys: quota::STRANGERS + OWN_KEYS, ..Default::default() };
     let mut kademlia = kad::Behaviour::with_config(me, kad::store::MemoryStore::with_config(me, store), config);
     kademlia.set_mode(Some(kad::Mode::Server));
     kademlia

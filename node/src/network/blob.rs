@@ -3,6 +3,7 @@
 
 use super::{
     Limits, frames,
+    pace::Pace,
     pipe::{self, ChunkWriter},
     slots::Slots,
     task::blocking,
@@ -17,7 +18,10 @@ use std::{
     io::{self, Write as _},
     sync::Arc,
 };
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 use tracing::Instrument as _;
 
 /// Asks for `length` bytes of a blob from `start` on.
@@ -82,6 +86,7 @@ pub(super) async fn serve(mut streams: IncomingStreams, registry: Arc<Registry>,
 
 async fn upload(mut stream: Stream, peer: PeerId, registry: &Arc<Registry>, limits: &Limits) -> io::Result<()> {
     let mut open: Option<(Digest, Arc<BlobReader>)> = None;
+    let mut pace = Pace::new(limits);
     loop {
         let request = frames::receive::<BlobRequest>(&mut stream, "blob request", BlobRequest::LIMIT);
         let request = match timeout(limits.idle, request).await? {
@@ -103,7 +108,7 @@ async fn upload(mut stream: Stream, peer: PeerId, registry: &Arc<Registry>, limi
             continue;
         }
         timeout(limits.idle, frames::send(&mut stream, &BlobAnswer::Here(reader.size()))).await??;
-        send_range(&mut stream, reader.clone(), request, limits).await.inspect_err(|error| {
+        send_range(&mut stream, reader.clone(), request, limits, &mut pace).await.inspect_err(|error| {
             tracing::warn!(%peer, blob = %request.digest.short(), %error, "cannot send a range");
         })?;
     }
@@ -114,6 +119,7 @@ async fn send_range(
     reader: Arc<BlobReader>,
     request: BlobRequest,
     limits: &Limits,
+    pace: &mut Pace,
 ) -> io::Result<()> {
     let (sender, mut chunks) = pipe::channel();
     let encoding = tokio::task::spawn_blocking(move || {
@@ -122,7 +128,9 @@ async fn send_range(
         sink.flush()
     });
     while let Some(chunk) = chunks.recv().await {
+        let start = Instant::now();
         timeout(limits.idle, frames::write(stream, &chunk)).await??;
+        pace.count(chunk.len(), start)?;
     }
     encoding.await??;
     timeout(limits.idle, async {

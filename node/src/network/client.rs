@@ -131,7 +131,8 @@ impl Client {
     /// [`Error::Refused`] or [`Error::ConnectionLost`]. Dropping it tells the aggregator to stop.
     ///
     /// # Errors
-    /// [`Error::Unreachable`], [`Error::ConnectionLost`] if the request cannot be sent.
+    /// [`Error::Unreachable`], [`Error::ConnectionLost`] if the request cannot be sent or gets no
+    /// first response.
     pub async fn sample(&self, peer: PeerId, request: SampleRequest) -> Result<mpsc::Receiver<Result<SampleEvent>>> {
         service::sample(self, peer, request).await
     }

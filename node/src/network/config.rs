@@ -49,6 +49,8 @@ pub struct Limits {
     pub per_peer: u32,
     /// Records and sync requests looked at at once; more are ignored and found again by the next reconciliation.
     pub work: usize,
+    /// Records from one peer looked at at once.
+    pub work_per_peer: usize,
     /// Charters kept on the word of peers.
     pub charters: usize,
     /// Pages of digests read from a peer in one reconciliation.
@@ -73,6 +75,10 @@ pub struct Limits {
     pub handshake: Duration,
     /// Longest silence within a transfer.
     pub idle: Duration,
+    /// Least rate of a transfer, bytes a second; a slower peer is given up.
+    pub slowest: u64,
+    /// What the rate is averaged over: time spent waiting for the peer.
+    pub slowest_over: Duration,
     /// Longest silence of an aggregator that works on a request.
     pub service_idle: Duration,
     /// First wait before an unreachable bootstrap is dialled again; doubles each time.
@@ -88,6 +94,7 @@ impl Default for Limits {
             outbound: 128,
             per_peer: 4,
             work: 64,
+            work_per_peer: 4,
             charters: 64,
             sync_pages: 256,
             sync_interval: Duration::from_secs(180),
@@ -100,6 +107,8 @@ impl Default for Limits {
             rounds: 3,
             handshake: Duration::from_secs(10),
             idle: Duration::from_secs(20),
+            slowest: 64 << 10,
+            slowest_over: Duration::from_secs(30),
             service_idle: Duration::from_secs(600),
             redial_first: Duration::from_secs(1),
             redial_last: Duration::from_secs(60),

@@ -24,6 +24,8 @@ use tokio::{sync::oneshot, time::Instant};
 pub(super) struct Peer {
     pub connections: Vec<(ConnectionId, Multiaddr)>,
     pub direction: Direction,
+    /// Whether this node opened one of its connections.
+    pub dialled: bool,
     pub rtt: Option<Duration>,
     /// What it says of itself, once it has.
     pub info: Option<identify::Info>,
@@ -39,11 +41,13 @@ impl EventLoop {
         let state = self.peers.entry(peer).or_insert_with(|| Peer {
             connections: Vec::new(),
             direction,
+            dialled: false,
             rtt: None,
             info: None,
             reconciling: false,
             next_sync: None,
         });
+        state.dialled |= endpoint.is_dialer();
         state.connections.push((connection, endpoint.get_remote_address().clone()));
         self.answer_connects(peer, || Ok(()));
     }

@@ -1,6 +1,6 @@
 //! Who is there, where, and who provides what: identify, Kademlia and multicast DNS.
 
-use super::{Error, Event, Result, event_loop::EventLoop};
+use super::{Error, Event, Result, behaviour::PROVIDER_LIFE, event_loop::EventLoop};
 use hdd_protocol::protocols;
 use libp2p::{
     Multiaddr, PeerId, identify,
@@ -48,13 +48,15 @@ impl EventLoop {
         let addresses: Vec<_> =
             info.listen_addrs.iter().filter(|a| near || !is_loopback(a)).take(ADDRESSES).cloned().collect();
         let speaks = info.protocols.iter().any(|p| *p == protocols::KADEMLIA);
+        let dialled = state.dialled;
         let introduced = state.info.replace(info).is_none();
         if speaks {
             for address in &addresses {
                 self.swarm.behaviour_mut().kademlia.add_address(&peer_id, address.clone());
             }
         }
-        if self.remembered.insert(peer_id, addresses) {
+        // Visitors and whoever else calls would push out those that can be called.
+        if dialled && self.remembered.insert(peer_id, addresses) {
             self.unsaved = true;
         }
         if introduced {
@@ -89,17 +91,33 @@ impl EventLoop {
 
     /// Keys are digests; Kademlia has made sure that the record names its sender.
     fn keep_provider(&mut self, mut record: kad::ProviderRecord) {
-        if record.key.as_ref().len() != size_of::<hdd_protocol::Digest>() {
+        let expires = *record.expires.get_or_insert_with(|| std::time::Instant::now() + PROVIDER_LIFE);
+        if !self.quota.admit(record.provider, &record.key, expires) {
+            tracing::debug!(peer = %record.provider, "provider record not kept: no digest, or no room");
             return;
         }
         record.addresses.truncate(ADDRESSES);
         if let Err(error) = self.swarm.behaviour_mut().kademlia.store_mut().add_provider(record) {
-            tracing::warn!(%error, "provider record not kept");
+            tracing::debug!(%error, "provider record not kept");
+        }
+    }
+
+    /// Removes strangers' provider records whose time is over.
+    pub(super) fn forget_providers(&mut self) {
+        for (provider, key) in self.quota.expired(std::time::Instant::now()) {
+            self.swarm.behaviour_mut().kademlia.store_mut().remove_provider(&key, &provider);
         }
     }
 
     pub(super) fn provide(&mut self, key: RecordKey) -> Result<()> {
-        let started = self.swarm.behaviour_mut().kademlia.start_providing(key.clone());
+        let me = *self.swarm.local_peer_id();
+        let kademlia = &mut self.swarm.behaviour_mut().kademlia;
+        // A full list would silently leave this node out of its own store.
+        let listed = kademlia.store_mut().providers(&key);
+        if listed.len() >= kad::K_VALUE.get() && listed.iter().all(|record| record.provider != me) {
+            kademlia.store_mut().remove_provider(&key, &listed[0].provider);
+        }
+        let started = kademlia.start_providing(key.clone());
         started.map_err(|error| Error::Setup { what: "a provider record", cause: error.to_string() })?;
         self.provided.keys.insert(key);
         Ok(())

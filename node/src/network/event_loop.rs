@@ -8,7 +8,9 @@ use super::{
     command::Command,
     connections::Peer,
     discovery::{Lookup, Provided},
+    quota::Quota,
     remembered::Remembered,
+    slots::{Slot, Slots},
     sync,
     task::blocking,
 };
@@ -30,13 +32,17 @@ use std::{
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
 /// How often the loop looks at what is due.
 const TICK: Duration = Duration::from_millis(250);
 /// Ticks between two writes of the peers file, if there is news.
 const SAVE_TICKS: u64 = 40;
+/// An announcement may still be on its way out for so long; a stop then waits for
+const LEAVING: Duration = Duration::from_secs(5);
+/// this time.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// Owns the swarm and everything that belongs to it.
 pub(super) struct EventLoop {
@@ -49,11 +55,16 @@ pub(super) struct EventLoop {
     /// Whether `remembered` has news for its file.
     pub unsaved: bool,
     pub provided: Provided,
+    pub quota: Quota,
     pub lookups: HashMap<QueryId, Lookup>,
     pub connects: HashMap<PeerId, Vec<oneshot::Sender<Result<()>>>>,
     pub asks: HashMap<OutboundRequestId, Ask>,
     /// Accepted records that no peer has been there to gossip with.
     pub unsent: VecDeque<Announcement>,
+    /// When this node last announced a record of its own.
+    pub announced: Option<Instant>,
+    /// Places for records that gossip brings.
+    pub judging: Slots,
     pub listeners: HashMap<ListenerId, Vec<Multiaddr>>,
     pub listening: Vec<oneshot::Sender<Vec<Multiaddr>>>,
     /// Tasks whose result the loop waits for; bounded by `limits.work`.
@@ -69,21 +80,23 @@ pub(super) struct Ask {
 
 /// What a task brings back.
 pub(super) enum Done {
-    Judged { source: PeerId, message: MessageId, acceptance: MessageAcceptance },
+    Judged { source: PeerId, message: MessageId, acceptance: MessageAcceptance, slot: Slot },
     Reconciled { peer: PeerId, fresh: Result<Vec<Announcement>> },
     Answered { channel: ResponseChannel<SyncResponse>, response: SyncResponse },
     Nothing,
 }
 
 impl EventLoop {
-    /// Runs until `stop` is sent or dropped.
+    /// Runs until `stop` is sent or dropped, and for a moment longer if an announcement is on its way out.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut stop: oneshot::Receiver<()>) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut count = 0;
+        let mut end = None;
         loop {
             tokio::select! {
-                _ = &mut stop => break,
+                _ = &mut stop, if end.is_none() => end = Some(self.end(Instant::now())),
+                () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => break,
                 event = self.swarm.select_next_some() => self.on_swarm(event),
                 Some(command) = commands.recv() => self.on_command(command),
                 Some(done) = self.work.join_next() => match done {
@@ -99,6 +112,12 @@ impl EventLoop {
         if let Some(path) = self.peers_file.take().filter(|_| self.unsaved) {
             blocking(move || self.remembered.save(&path)).await;
         }
+    }
+
+    /// When to end after a stop at `now`: what is queued for a peer is lost with the swarm.
+    fn end(&self, now: Instant) -> Instant {
+        let leaving = !self.peers.is_empty() && self.announced.is_some_and(|at| now - at < LEAVING);
+        if leaving { now + GRACE } else { now }
     }
 
     pub(super) fn emit(&self, event: Event) {
@@ -212,7 +231,10 @@ impl EventLoop {
                 self.listening.push(reply);
                 self.answer_listening();
             }
-            Command::Publish(record, reply) => drop(reply.send(self.publish(record))),
+            Command::Publish(record, reply) => {
+                self.announced = Some(Instant::now());
+                let _ = reply.send(self.publish(record)); // who asked may have gone
+            }
             Command::Provide(key, reply) => drop(reply.send(self.provide(key))),
             Command::Providers(key, reply) => self.look_up(key, reply),
             Command::Ask(peer, request, reply) => self.ask(peer, request, reply),
@@ -224,7 +246,10 @@ impl EventLoop {
 
     fn on_done(&mut self, done: Done) {
         match done {
-            Done::Judged { source, message, acceptance } => self.on_judged(source, &message, acceptance),
+            Done::Judged { source, message, acceptance, slot } => {
+                drop(slot);
+                self.on_judged(source, &message, acceptance);
+            }
             Done::Reconciled { peer, fresh } => self.on_reconciled(peer, fresh),
             Done::Answered { channel, response } => {
                 // Fails if the peer has gone or waited too long.
@@ -238,6 +263,7 @@ impl EventLoop {
         let now = Instant::now();
         self.dial_due(now);
         self.provide_again(now);
+        self.forget_providers();
         let due = |(peer, state): (&PeerId, &Peer)| state.next_sync.is_some_and(|at| at <= now).then_some(*peer);
         for peer in self.peers.iter().filter_map(due).collect::<Vec<_>>() {
             self.reconcile(peer);

@@ -5,6 +5,7 @@ use super::{
     Client, Error, Limits, Result,
     blob::{BlobAnswer, BlobRequest},
     frames,
+    pace::Pace,
     pipe::{self, CHUNK, ChunkReader},
     task::blocking,
 };
@@ -12,7 +13,7 @@ use hdd_protocol::{Blob, Digest, protocols};
 use hdd_registry::{Download, Error as Stored};
 use libp2p::{PeerId, Stream};
 use std::{collections::HashSet, io, ops::Range, path::PathBuf, time::Duration};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// Wait before the providers of a blob are asked once more.
 const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
@@ -136,6 +137,7 @@ async fn from_provider(
         Err(Error::Stopped) => return Err(Error::Stopped),
         Err(error) => return Ok((download, Outcome::Failed(error.to_string()))),
     };
+    let mut pace = Pace::new(limits);
     while let Some(range) = download.missing(limits.piece) {
         match timeout(limits.handshake, ask(&mut stream, blob, &range)).await {
             Ok(Ok(BlobAnswer::Here(size))) if size == blob.size => {}
@@ -149,7 +151,7 @@ async fn from_provider(
             Ok(Err(error)) => return Ok((download, Outcome::Failed(error.to_string()))),
             Err(_) => return Ok((download, Outcome::Failed("did not answer in time".into()))),
         }
-        let (rest, received) = receive(&mut stream, blob.digest, download, range, limits).await;
+        let (rest, received) = receive(&mut stream, blob.digest, download, range, limits, &mut pace).await;
         download = rest;
         progress(Progress { done: download.done(), size: download.size(), provider: peer });
         match received {
@@ -180,16 +182,19 @@ async fn receive(
     mut download: Download,
     range: Range<u64>,
     limits: &Limits,
+    pace: &mut Pace,
 ) -> (Download, Result<(), Stored>) {
     let (sender, chunks) = pipe::channel();
     let offset = range.start;
     // Drops the sender at its end, which ends the reader.
     let pump = async move {
         loop {
+            let start = Instant::now();
             let frame = timeout(limits.idle, frames::read(stream, FRAME)).await??;
             if frame.is_empty() {
                 return Ok(());
             }
+            pace.count(frame.len(), start)?;
             if sender.send(frame.into()).await.is_err() {
                 return Ok(()); // the writer has seen enough, and says why
             }

@@ -10,12 +10,15 @@ use libp2p::{
     PeerId,
     gossipsub::{self, MessageAcceptance, MessageId, PublishError},
 };
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Records that wait for a first gossiping peer; older ones are found by reconciliation.
 const UNSENT: usize = 64;
 /// Records of one reconciliation that are passed on; a node that catches up on more has peers that know them.
 const PASSED_ON: usize = 64;
+/// What there was no room for is tried again after this.
+const ROOM: Duration = Duration::from_secs(1);
 
 impl EventLoop {
     pub(super) fn on_gossip(&mut self, event: gossipsub::Event) {
@@ -37,9 +40,11 @@ impl EventLoop {
     }
 
     fn judge(&mut self, source: PeerId, message: MessageId, bytes: Vec<u8>) {
-        if self.work.len() >= self.client.limits().work {
+        let room = self.work.len() < self.client.limits().work;
+        let Some(slot) = room.then(|| self.judging.take(source)).flatten() else {
+            self.reconcile_soon(source); // gossip does not bring it again
             return self.on_judged(source, &message, MessageAcceptance::Ignore);
-        }
+        };
         let intake = self.client.intake();
         self.work.spawn(async move {
             let acceptance = match intake.take_bytes(&bytes, source).await {
@@ -49,7 +54,7 @@ impl EventLoop {
                     refusal.verdict()
                 }
             };
-            Done::Judged { source, message, acceptance }
+            Done::Judged { source, message, acceptance, slot }
         });
     }
 
@@ -80,12 +85,23 @@ impl EventLoop {
     /// Begins to reconcile with `peer`, unless that is under way.
     pub(super) fn reconcile(&mut self, peer: PeerId) {
         let Some(state) = self.peers.get_mut(&peer) else { return };
-        if state.reconciling || self.work.len() >= self.client.limits().work {
+        if state.reconciling {
             return;
+        }
+        if self.work.len() >= self.client.limits().work {
+            return self.reconcile_soon(peer);
         }
         state.reconciling = true;
         let intake = self.client.intake();
         self.work.spawn(async move { Done::Reconciled { peer, fresh: sync::reconcile(&intake, peer).await } });
+    }
+
+    fn reconcile_soon(&mut self, peer: PeerId) {
+        if let Some(state) = self.peers.get_mut(&peer) {
+            let soon = Instant::now() + ROOM;
+            // A time that has passed has had its turn.
+            state.next_sync = Some(state.next_sync.filter(|at| *at > Instant::now()).map_or(soon, |at| at.min(soon)));
+        }
     }
 
     pub(super) fn on_reconciled(&mut self, peer: PeerId, fresh: super::Result<Vec<Announcement>>) {
@@ -93,6 +109,8 @@ impl EventLoop {
         let lost = matches!(fresh, Err(super::Error::ConnectionLost { .. }));
         let next = Instant::now() + if lost { limits.idle } else { limits.sync_interval };
         if let Some(state) = self.peers.get_mut(&peer) {
+            // Sooner if gossip has been turned away meanwhile.
+            let next = state.next_sync.filter(|at| *at > Instant::now()).map_or(next, |at| at.min(next));
             (state.reconciling, state.next_sync) = (false, Some(next));
         }
         match fresh {

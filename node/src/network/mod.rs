@@ -26,7 +26,9 @@ mod gossip;
 mod identity;
 mod intake;
 mod listen;
+mod pace;
 mod pipe;
+mod quota;
 mod remembered;
 mod service;
 mod slots;
@@ -51,7 +53,9 @@ use hdd_protocol::{Digest, SecretKey, protocols};
 use hdd_registry::Registry;
 use intake::Intake;
 use libp2p::{StreamProtocol, kad::RecordKey};
+use quota::Quota;
 use remembered::Remembered;
+use slots::Slots;
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
@@ -117,6 +121,7 @@ pub async fn start(
     let shared = Shared { registry, limits: Arc::new(config.limits), events, now: config.now };
     let client = Client { me, commands, streams, shared: Arc::new(shared) };
     let mut servers = serve(&client, service)?;
+    let judging = Slots::new(client.limits().work, client.limits().work_per_peer);
     let event_loop = EventLoop {
         swarm,
         client: client.clone(),
@@ -126,10 +131,13 @@ pub async fn start(
         peers_file: config.peers_file,
         unsaved: false,
         provided: Provided::default(),
+        quota: Quota::new(std::time::Instant::now()),
         lookups: HashMap::new(),
         connects: HashMap::new(),
         asks: HashMap::new(),
         unsent: VecDeque::new(),
+        announced: None,
+        judging,
         listeners,
         listening: Vec::new(),
         work: JoinSet::new(),

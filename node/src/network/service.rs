@@ -8,12 +8,20 @@ use hdd_protocol::{
 };
 use libp2p::{PeerId, Stream};
 use libp2p_stream::IncomingStreams;
-use std::{io, sync::Arc};
-use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+use std::{io, sync::Arc, time::Duration};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use tracing::Instrument as _;
 
 /// Responses that may wait for a slow client, and for a slow caller.
 const QUEUE: usize = 16;
+/// A stream that ends before the first response is opened again so many times,
+const REOPENED: u32 = 3;
+/// after this long, and twice, three times as long.
+const REOPEN: Duration = Duration::from_millis(100);
 
 /// What an aggregator does with requests; implemented where the tensors are.
 pub trait Service: Send + Sync {
@@ -91,8 +99,7 @@ fn refused(code: ErrorCode, message: &str) -> ServiceResponse {
 
 /// See [`Client::offer`].
 pub(super) async fn offer(client: &Client, peer: PeerId) -> Result<Verified<Offer>> {
-    let mut stream = request(client, peer, &ServiceRequest::Offer).await?;
-    let response = next(&mut stream, peer, client.limits().handshake).await?;
+    let (_stream, response) = request(client, peer, &ServiceRequest::Offer, client.limits().handshake).await?;
     match response {
         ServiceResponse::Offer(bytes) => Ok(Signed::<Offer>::from_bytes(&bytes)?.verify()?),
         ServiceResponse::Refused { code, message } => Err(Error::Refused { code, message }),
@@ -106,34 +113,62 @@ pub(super) async fn sample(
     peer: PeerId,
     sample: SampleRequest,
 ) -> Result<mpsc::Receiver<Result<SampleEvent>>> {
-    let mut stream = request(client, peer, &ServiceRequest::Sample(sample)).await?;
-    let (sender, receiver) = mpsc::channel(QUEUE);
     let patience = client.limits().service_idle;
+    let (mut stream, first) = request(client, peer, &ServiceRequest::Sample(sample), patience).await?;
+    let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
+        let mut event = event(first, peer);
         loop {
-            let event = tokio::select! {
-                () = sender.closed() => return,
-                response = next(&mut stream, peer, patience) => response.and_then(|r| event(r, peer)),
-            };
             let last = matches!(event, Err(_) | Ok(SampleEvent::Done));
             if sender.send(event).await.is_err() || last {
                 return;
             }
+            event = tokio::select! {
+                () = sender.closed() => return,
+                response = next(&mut stream, patience) => {
+                    response.map_err(|error| lost(peer, error)).and_then(|response| self::event(response, peer))
+                }
+            };
         }
     });
     Ok(receiver)
 }
 
-async fn request(client: &Client, peer: PeerId, request: &ServiceRequest) -> Result<Stream> {
-    let mut stream = client.open(peer, protocols::SERVICE).await?;
-    let sent = timeout(client.limits().handshake, frames::send(&mut stream, request)).await;
-    sent.map_err(io::Error::from).flatten().map_err(|error| lost(peer, error))?;
-    Ok(stream)
+/// Sends a request and waits for its first response. A peer's accept queue holds one stream: of two that arrive at once
+/// one may be dropped unseen, so that it ends without a response; it is opened again.
+async fn request(
+    client: &Client,
+    peer: PeerId,
+    request: &ServiceRequest,
+    patience: Duration,
+) -> Result<(Stream, ServiceResponse)> {
+    let mut reopened = 0;
+    loop {
+        let mut stream = client.open(peer, protocols::SERVICE).await?;
+        let sent = timeout(client.limits().handshake, frames::send(&mut stream, request)).await;
+        let response = match sent.map_err(io::Error::from).flatten() {
+            Ok(()) => next(&mut stream, patience).await,
+            Err(error) => Err(error),
+        };
+        match response {
+            Ok(response) => return Ok((stream, response)),
+            Err(error) if reopened < REOPENED && has_ended(&error) => {
+                tracing::debug!(%peer, %error, "stream ended without a response; opening another");
+                reopened += 1;
+                sleep(REOPEN * reopened).await;
+            }
+            Err(error) => return Err(lost(peer, error)),
+        }
+    }
 }
 
-async fn next(stream: &mut Stream, peer: PeerId, patience: std::time::Duration) -> Result<ServiceResponse> {
+fn has_ended(error: &io::Error) -> bool {
+    !matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::InvalidData)
+}
+
+async fn next(stream: &mut Stream, patience: Duration) -> io::Result<ServiceResponse> {
     let response = frames::receive(stream, "service response", ServiceResponse::LIMIT);
-    timeout(patience, response).await.map_err(io::Error::from).flatten().map_err(|error| lost(peer, error))
+    timeout(patience, response).await.map_err(io::Error::from).flatten()
 }
 
 fn event(response: ServiceResponse, peer: PeerId) -> Result<SampleEvent> {

@@ -1,19 +1,17 @@
 //! Reconciliation: what gossip missed. Two peers that meet each ask the other which records it holds and fetch those that
 //! they lack, so that a late joiner and a node that was away catch up. What arrives is judged as gossip is.
 
-use super::{
-    Error, Result, frames,
-    intake::{Intake, Refusal},
-    task::blocking,
-};
+use super::{Error, Result, frames, intake::Intake, task::blocking};
 use futures::{AsyncRead, AsyncWrite};
 use hdd_protocol::{Announcement, Digest, SyncRequest, SyncResponse};
 use hdd_registry::Registry;
-use libp2p::{PeerId, StreamProtocol, request_response};
+use libp2p::{PeerId, StreamProtocol, gossipsub::MessageAcceptance, request_response};
 use std::{collections::HashSet, io, sync::Arc};
 
 /// Records asked for at once.
 const BATCH: usize = 64;
+/// Invalid records in one reconciliation after which a peer is not listened to; fewer may be a mistake, or other rules.
+const INVALID: usize = 8;
 
 /// Frames of requests and answers.
 #[derive(Debug, Clone, Default)]
@@ -79,7 +77,7 @@ pub(super) fn answer(registry: &Registry, request: SyncRequest) -> Result<SyncRe
 /// [`Error::ConnectionLost`], [`Error::BadAnswer`], [`Error::Registry`]; what was accepted before is kept.
 pub(super) async fn reconcile(intake: &Intake, peer: PeerId) -> Result<Vec<Announcement>> {
     let mut fresh = Vec::new();
-    let mut after = None;
+    let (mut after, mut invalid) = (None, 0);
     for _ in 0..intake.client.limits().sync_pages {
         let page = match intake.client.ask(peer, SyncRequest::Digests { after }).await? {
             SyncResponse::Digests(page) if is_page(&page, after) => page,
@@ -94,10 +92,14 @@ pub(super) async fn reconcile(intake: &Intake, peer: PeerId) -> Result<Vec<Annou
             for record in records {
                 match intake.take(record.clone(), Some(peer)).await {
                     Ok(_) => fresh.push(record),
-                    Err(Refusal::Invalid(error)) => {
-                        return Err(Error::BadAnswer { peer, why: error.to_string() });
+                    Err(refusal) => {
+                        tracing::debug!(%peer, %refusal, "record left aside");
+                        // Gossip's verdict: what a later build wrote is nobody's fault.
+                        invalid += usize::from(matches!(refusal.verdict(), MessageAcceptance::Reject));
+                        if invalid >= INVALID {
+                            return Err(Error::BadAnswer { peer, why: refusal.to_string() });
+                        }
                     }
-                    Err(refusal) => tracing::debug!(%peer, %refusal, "record left aside"),
                 }
             }
         }

@@ -152,7 +152,7 @@ async fn wrong_bytes_are_told_from_other_failures_and_an_honest_provider_still_s
     let error = node.client.fetch(blob, |_| {}).await.unwrap_err();
     assert!(matches!(error, Error::NoProvider { asked: 0, .. }), "{error}");
 
-    let _liar = Stranger::meet(node.address.as_ref().unwrap(), Some(lie)).await;
+    let _liar = Stranger::meet(node.address.as_ref().unwrap(), Some((protocols::BLOB, lie))).await;
     node.client.wait_connected(PATIENCE).await.unwrap();
     let error = node.client.fetch(blob, |_| {}).await.unwrap_err();
     assert!(matches!(error, Error::WrongBytes { .. }), "{error}");
@@ -186,4 +186,56 @@ async fn hostile_frames_end_their_stream_and_nothing_else() {
     other.client.wait_connected(PATIENCE).await.unwrap();
     let path = other.client.fetch(blob, |_| {}).await.unwrap();
     assert!(std::fs::read(path).unwrap() == bytes);
+}
+
+/// Has everything, and sends a byte now and then.
+fn dribble(mut stream: Stream) -> BoxFuture<'static, ()> {
+    async move {
+        let mut answer = hdd_protocol::encode(&(0u8, SIZE as u64)).unwrap(); // the first variant: here
+        answer.splice(0..0, (answer.len() as u32).to_le_bytes());
+        let _ = stream.write_all(&answer).await;
+        while stream.write_all(&[1, 0, 0, 0, 0]).await.is_ok() && stream.flush().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    .boxed()
+}
+
+/// At least 1 MiB a second.
+fn impatient() -> NetworkConfig {
+    let mut config = careful(&[]);
+    (config.limits.slowest, config.limits.slowest_over) = (1 << 20, Duration::from_millis(300));
+    config
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_dribbles_is_given_up() {
+    let node = Node::with(1, TempDir::new().unwrap(), impatient(), None).await;
+    let _dribbler = Stranger::meet(node.address.as_ref().unwrap(), Some((protocols::BLOB, dribble))).await;
+    node.client.wait_connected(PATIENCE).await.unwrap();
+    let blob = Blob { digest: Digest::of(b"slow"), size: SIZE as u64 };
+    let fetched = tokio::time::timeout(PATIENCE, node.client.fetch(blob, |_| {})).await;
+    let error = fetched.expect("given up in time").unwrap_err();
+    assert!(matches!(&error, Error::ProviderFailed { why, .. } if why.contains("bytes a second")), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_downloader_that_dawdles_is_given_up() {
+    let node = Node::with(1, TempDir::new().unwrap(), impatient(), None).await;
+    let blob = node.registry.import_bytes(&noise(6, SIZE)).unwrap();
+    let stranger = Stranger::meet(node.address.as_ref().unwrap(), None).await;
+    let mut stream = stranger.open(node.client.peer_id(), protocols::BLOB).await;
+    let mut request = hdd_protocol::encode(&(blob.digest, 0u64, blob.size)).unwrap();
+    request.splice(0..0, (request.len() as u32).to_le_bytes());
+    stream.write_all(&request).await.unwrap();
+    stream.flush().await.unwrap();
+    let (mut buffer, mut total) = ([0; 1 << 10], 0);
+    let reading = async {
+        while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+            total += count;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, reading).await.expect("given up in time");
+    assert!((1..SIZE).contains(&total), "{total}");
 }

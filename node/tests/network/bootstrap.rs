@@ -73,3 +73,16 @@ async fn quic_connects_as_well() {
     }
     eventually("the address is QUIC", || other.address.clone().unwrap().to_string().contains("quic-v1")).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_calls_is_not_remembered() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("peers.json");
+    let host = NetworkConfig { peers_file: Some(file.clone()), ..listening(&[]) };
+    let host = Node::with(1, folder, host, None).await;
+    let visitor = Node::start(2, &[&host]).await;
+    host.client.wait_connected(PATIENCE).await.unwrap();
+    let _folder = host.stop().await;
+    let remembered = std::fs::read_to_string(file).unwrap_or_default();
+    assert!(!remembered.contains(&visitor.client.peer_id().to_string()), "{remembered}");
+}

@@ -101,3 +101,32 @@ async fn this_nodes_own_records_pass_the_same_door() {
     assert_eq!(node.client.announce(announcement(&good)).await.unwrap(), 0, "no peers is no error");
     assert_eq!(node.client.announce(announcement(&good)).await.unwrap(), 0, "nor is saying it twice");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_announced_just_before_a_stop_gets_out() {
+    let node = Node::start(1, &[]).await;
+    node.registry.insert_charter(&charter()).unwrap();
+    let visitor = Node::hidden(2, &[&node]).await;
+    visitor.registry.insert_charter(&charter()).unwrap();
+    visitor.client.wait_connected(PATIENCE).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await; // until both take part in gossip
+    let last = manifest(2, "last-words", |_| {});
+    assert_eq!(visitor.client.announce(announcement(&last)).await.unwrap(), 1);
+    visitor.stop().await;
+    eventually("the last announcement", || node.has(last.digest())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_one_peer_arrives_whole_though_few_are_judged_at_once() {
+    let node = Node::start(1, &[]).await;
+    node.registry.insert_charter(&charter()).unwrap();
+    let author = Node::hidden(2, &[&node]).await;
+    author.registry.insert_charter(&charter()).unwrap();
+    author.client.wait_connected(PATIENCE).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let burst: Vec<_> = (0..60).map(|i| manifest(2, &format!("burst-{i}"), |_| {})).collect();
+    for manifest in &burst {
+        author.client.announce(announcement(manifest)).await.unwrap();
+    }
+    eventually("the whole burst", || burst.iter().all(|manifest| node.has(manifest.digest()))).await;
+}

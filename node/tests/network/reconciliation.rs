@@ -1,5 +1,11 @@
-use crate::fixtures::{NOW, Node, PATIENCE, announcement, charter, config, eventually, listening, manifest};
+use crate::{
+    fixtures::{NOW, Node, PATIENCE, announcement, charter, config, eventually, listening, manifest},
+    stranger::Stranger,
+};
+use futures::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _, future::BoxFuture};
 use hdd_node::network::NetworkConfig;
+use hdd_protocol::{Announcement, Digest, SyncRequest, SyncResponse, decode, encode, protocols};
+use libp2p::Stream;
 use std::{sync::Arc, time::Duration};
 use tempfile::TempDir;
 
@@ -69,4 +75,46 @@ async fn a_charter_is_found_at_a_peer() {
     founder.registry.insert_charter(&charter()).unwrap();
     let found = joiner.client.charter(charter().digest()).await.unwrap();
     assert_eq!(found.bytes(), charter().bytes());
+}
+
+/// Holds a record of a later wire version, one with a broken signature and a good one.
+fn hand_over(mut stream: Stream) -> BoxFuture<'static, ()> {
+    async move {
+        let mut length = [0; 4];
+        stream.read_exact(&mut length).await.unwrap();
+        let mut request = vec![0; u32::from_le_bytes(length) as usize];
+        stream.read_exact(&mut request).await.unwrap();
+        let altered = |name: &str, change: fn(&mut Vec<u8>)| {
+            let mut bytes = manifest(9, name, |_| {}).bytes().to_vec();
+            change(&mut bytes);
+            Announcement::Manifest(bytes)
+        };
+        let response = match decode("request", &request, SyncRequest::LIMIT).unwrap() {
+            SyncRequest::Digests { .. } => {
+                let mut digests: Vec<_> = (0..3).map(|number: u8| Digest::of(&[number])).collect();
+                digests.sort();
+                SyncResponse::Digests(digests)
+            }
+            SyncRequest::Records(_) => SyncResponse::Records(vec![
+                altered("later", |bytes| bytes[0] = 2), // the envelope's first field is the version
+                altered("broken", |bytes| *bytes.last_mut().unwrap() ^= 1),
+                altered("good", |_| {}),
+            ]),
+            SyncRequest::Charter(_) => SyncResponse::Charter(None),
+        };
+        let bytes = encode(&response).unwrap();
+        stream.write_all(&(bytes.len() as u32).to_le_bytes()).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        stream.close().await.unwrap();
+    }
+    .boxed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_record_that_cannot_be_taken_does_not_hold_up_the_others() {
+    let node = Node::start(1, &[]).await;
+    node.registry.insert_charter(&charter()).unwrap();
+    let _stranger = Stranger::meet(node.address.as_ref().unwrap(), Some((protocols::SYNC, hand_over))).await;
+    eventually("the good record", || node.has(manifest(9, "good", |_| {}).digest())).await;
+    assert_eq!(node.registry.manifests(None).unwrap().len(), 1);
 }

@@ -1,11 +1,17 @@
-use crate::fixtures::{NOW, Node, PATIENCE, charter, config, eventually, key, listening};
+use crate::{
+    fixtures::{NOW, Node, PATIENCE, charter, config, eventually, key, listening},
+    stranger::Stranger,
+};
+use futures::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _, future::BoxFuture};
 use hdd_node::network::{Error, Service};
 use hdd_protocol::{
-    ErrorCode, Offer, Picture, Provenance, SampleEvent, SampleLimits, SampleRequest, ServiceResponse, Signed,
+    ErrorCode, Offer, Picture, Provenance, SampleEvent, SampleLimits, SampleRequest, ServiceResponse, Signed, encode,
+    protocols,
 };
+use libp2p::Stream;
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -151,4 +157,33 @@ async fn an_aggregator_without_experts_says_so() {
     client.client.wait_connected(PATIENCE).await.unwrap();
     let error = client.client.offer(aggregator.client.peer_id()).await.unwrap_err();
     assert!(matches!(error, Error::Refused { code: ErrorCode::NotReady, .. }), "{error}");
+}
+
+static DROPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// Drops two streams unseen, as a full accept queue does, and answers the third.
+fn answer_the_third(mut stream: Stream) -> BoxFuture<'static, ()> {
+    async move {
+        if DROPPED.fetch_add(1, Ordering::SeqCst) < 2 {
+            return;
+        }
+        let mut byte = [0];
+        stream.read_exact(&mut byte).await.unwrap();
+        let bytes = encode(&ServiceResponse::Event(SampleEvent::Done)).unwrap();
+        stream.write_all(&(bytes.len() as u32).to_le_bytes()).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        stream.close().await.unwrap();
+    }
+    .boxed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_dropped_before_its_first_response_is_opened_again() {
+    let client = Node::start(1, &[]).await;
+    let _stranger =
+        Stranger::meet(client.address.as_ref().unwrap(), Some((protocols::SERVICE, answer_the_third))).await;
+    client.client.wait_connected(PATIENCE).await.unwrap();
+    let peer = client.client.peers().await.unwrap()[0].id;
+    let mut events = client.client.sample(peer, prompt("a cat")).await.unwrap();
+    assert!(matches!(events.recv().await, Some(Ok(SampleEvent::Done))));
 }

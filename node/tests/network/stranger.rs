@@ -21,6 +21,9 @@ struct Behaviour {
     streams: libp2p_stream::Behaviour,
 }
 
+/// What a stranger does with a stream that is opened to it.
+pub type Serve = fn(Stream) -> futures::future::BoxFuture<'static, ()>;
+
 pub struct Stranger {
     pub streams: libp2p_stream::Control,
     publish: mpsc::Sender<Vec<u8>>,
@@ -35,11 +38,8 @@ impl Drop for Stranger {
 }
 
 impl Stranger {
-    /// Dials `address` and takes part in its gossip. If `provides`, it accepts blob streams from then on.
-    pub async fn meet(
-        address: &Multiaddr,
-        serve: Option<fn(Stream) -> futures::future::BoxFuture<'static, ()>>,
-    ) -> Self {
+    /// Dials `address` and takes part in its gossip. Serves streams of one protocol from then on, if asked to.
+    pub async fn meet(address: &Multiaddr, serve: Option<(&'static str, Serve)>) -> Self {
         let config = gossipsub::ConfigBuilder::default()
             .validation_mode(gossipsub::ValidationMode::Anonymous)
             .message_id_fn(|m| gossipsub::MessageId::new(hdd_protocol::Digest::of(&m.data).as_bytes()))
@@ -61,8 +61,8 @@ impl Stranger {
         let topic = gossipsub::IdentTopic::new(protocols::ANNOUNCEMENTS);
         swarm.behaviour_mut().gossip.subscribe(&topic).unwrap();
         let mut streams = swarm.behaviour().streams.new_control();
-        if let Some(serve) = serve {
-            let mut incoming = streams.accept(StreamProtocol::new(protocols::BLOB)).unwrap();
+        if let Some((protocol, serve)) = serve {
+            let mut incoming = streams.accept(StreamProtocol::new(protocol)).unwrap();
             tokio::spawn(async move {
                 while let Some((_, stream)) = incoming.next().await {
                     tokio::spawn(serve(stream));
