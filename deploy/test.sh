@@ -24,5 +24,5 @@ cargo clippy --release --quiet --workspace --all-targets -- -D warnings
 step "documents"
 RUSTDOCFLAGS="-D warnings" cargo doc --release --quiet --workspace --no-deps
 step "tests (about 5 minutes)"
-cargo test --release --workspace
+cargo test --release --workspace --no-fail-fast
 say "all checks passed in $(( SECONDS / 60 )) min"

@@ -19,7 +19,7 @@ fn recipe(steps: u64) -> Recipe {
 }
 
 fn spec(objective: Objective, schedule: Schedule) -> ExpertSpec {
-    let architecture = Architecture { channels: 3, text_width: 16, text_length: 4, ..Architecture::new(64, 2, 4, 8) };
+    let architecture = Architecture { channels: 3, text_width: 16, text_length: 4, ..Architecture::new(64, 2, 4, 4) };
     ExpertSpec { architecture, objective, schedule, cluster: 0 }
 }
 
@@ -59,7 +59,7 @@ fn every_objective_learns_one_picture() {
         .unwrap();
         let error = (x0 - &pixels).square().mean(None).double_value(&[]);
         let spread = (noise - &pixels).square().mean(None).double_value(&[]);
-        assert!(error < 0.1 * spread, "{objective} on {schedule}: {error} of {spread}");
+        assert!(error < 0.3 * spread, "{objective} on {schedule}: {error} of {spread}");
     }
 }
 
