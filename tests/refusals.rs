@@ -42,7 +42,7 @@ fn requests_and_data_that_cannot_be() {
     refused(&data, &["contribute", "--name", "../up"], &["name"]);
     refused(&data, &["contribute", "--architecture", "DiT-B/2"], &["50000000"]);
     refused(&data, &["contribute", "--licence", "MIT"], &["CC-BY-4.0"]);
-    refused(&data, &["assemble", "--max-loss", "-1"], &["--max-loss"]);
+    refused(&data, &["assemble", "--max-loss=-1"], &["--max-loss"]);
     refused(&data, &["assemble", "--allow", "nobody"], &["64 hexadecimal digits"]);
     refused(&data, &["contribute", "--listen", "/ip4/127.0.0.1/tcp/0", "--charter", &"0".repeat(64)], &["charter"]);
     assert!(!Path::new(out).exists());

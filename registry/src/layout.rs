@@ -5,8 +5,11 @@ use hdd_protocol::Digest;
 use std::{
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
+/// A folder counts as in use once its lock was held for this long.
+const LOCK_PATIENCE: Duration = Duration::from_millis(400);
 /// Raised when files change their place or form, so that a later build can migrate this one's.
 const VERSION: u32 = 1;
 
@@ -52,10 +55,15 @@ impl Layout {
         let path = self.root.join("lock");
         let open = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let file = open.map_err(Error::io("open", &path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(Error::InUse { folder: self.root.clone() }),
-            Err(TryLockError::Error(e)) => Err(Error::io("lock", &path)(e)),
+        // A process that is just ending, or a child that has yet to close what it inherited, holds the lock for a moment.
+        let patience = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) if Instant::now() < patience => std::thread::sleep(LOCK_PATIENCE / 20),
+                Err(TryLockError::WouldBlock) => return Err(Error::InUse { folder: self.root.clone() }),
+                Err(TryLockError::Error(e)) => return Err(Error::io("lock", &path)(e)),
+            }
         }
     }
 
