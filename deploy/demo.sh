@@ -76,15 +76,15 @@ done
 say "bootstrap: $address"
 export HDD_BOOTSTRAP=$address
 
-# Objective of each cluster's expert. An epsilon network divides its errors by alpha at high noise: its loss is weighed
-# toward high noise in turn (see README.md).
+# Objective of each cluster's expert. An epsilon network's errors are divided by alpha at high noise: the network is
+# preconditioned against that, and its loss weighed toward high noise (see README.md).
 contribute() { # contribute CLUSTER FLAGS...
   local cluster=$1; shift
   launch "cluster$cluster" contribute --name "cluster$cluster" --cluster "$cluster" --steps "$steps" ${limit[@]+"${limit[@]}"} "$@"
 }
 contribute 0 --objective velocity
 contribute 1 --objective velocity
-contribute 2 --objective epsilon --inverse-alpha 100 --times uniform
+contribute 2 --objective epsilon --precondition 0.7 --inverse-alpha 100
 contribute 3 --objective velocity
 launch aggregator assemble --per-cluster 1
 say "four contributors and an aggregator are at work; their logs are in $home/"

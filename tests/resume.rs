@@ -5,7 +5,7 @@ use hdd_tests::{Node, binary, run};
 use std::{path::Path, time::Duration};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const TINY: [&str; 17] = [
+const TINY: [&str; 20] = [
     "contribute",
     "--no-publish",
     "--cluster",
@@ -23,6 +23,9 @@ const TINY: [&str; 17] = [
     "--batch",
     "8",
     "--save-every=10",
+    "--precision=bf16",
+    "--micro-batch=3",
+    "--recompute",
 ];
 
 fn metrics(data: &Path) -> Vec<serde_json::Value> {
@@ -35,7 +38,10 @@ fn an_interrupted_run_gives_the_losses_of_an_uninterrupted_one() {
     let folder = tempfile::tempdir().unwrap();
     let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
     let output = run(&whole, &TINY).unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let estimate = said.lines().find(|line| line.starts_with("estimate: ")).expect(&said);
+    assert!(estimate.contains(" GB, ") && estimate.contains("3 of 8 at a time, activations recomputed"), "{estimate}");
 
     // Killed once a checkpoint is there, then stopped politely, then left to finish.
     let checkpoint = |step: u64| broken.join(format!("experts/expert/checkpoints/step-{step:08}"));

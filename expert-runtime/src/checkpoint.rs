@@ -6,6 +6,7 @@
 use crate::{
     Error, Result,
     error::At,
+    train::Compute,
     weights::{self, Named},
 };
 use hdd_protocol::{Digest, ExpertSpec, Recipe};
@@ -30,6 +31,8 @@ pub struct CheckpointConfig {
     pub spec: ExpertSpec,
     /// How it is trained.
     pub recipe: Recipe,
+    /// How its batches are computed.
+    pub compute: Compute,
     /// Seed of initialisation, order and noise.
     pub seed: u64,
     /// Distinct images trained on.
@@ -38,6 +41,9 @@ pub struct CheckpointConfig {
     pub step: u64,
     /// Mean loss over the last hundred steps.
     pub loss: f32,
+    /// The file whose weights training began from; absent where it began from a draw.
+    #[serde(default)]
+    pub parent: Option<Digest>,
 }
 
 /// A saved step on disk.

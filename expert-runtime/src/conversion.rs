@@ -6,7 +6,7 @@
 //! Conversion), and needs no damping.
 
 use crate::{Coefficients, NoisePath, column, objective::to_pair};
-use hdd_protocol::Objective;
+use hdd_protocol::{Conversion, Objective};
 use tch::Tensor;
 
 /// The paper's clamp of predicted clean VAE latents.
@@ -17,6 +17,31 @@ pub const PIXEL_CLAMP: f64 = 5.0;
 const SAFE_ALPHA: f64 = 0.01;
 /// The paper's step of finite differences.
 const DIFFERENCE: f64 = 1e-4;
+
+/// The linear path's velocity at `(x, t)` of a model whose raw output `predict(x, t)` estimates `objective` on `path`: the
+/// one way from networks and oracles to a [`crate::VelocityField`]. Shapes `(B, ...)`, one time an image in [0, 1];
+/// predicted clean samples are clamped to plus or minus `clamp`.
+pub fn linear_velocity(
+    (objective, path): (Objective, &NoisePath),
+    conversion: Conversion,
+    clamp: f64,
+    (x, t): (&Tensor, &[f64]),
+    predict: impl FnOnce(&Tensor, &[f64]) -> Tensor,
+) -> Tensor {
+    match (objective, path, conversion) {
+        // A velocity on the linear path needs no conversion.
+        (Objective::Velocity, NoisePath::Linear, _) => predict(x, t),
+        (.., Conversion::Aligned { floor }) => {
+            let (own_t, factor) = aligned_point(path, t, f64::from(floor));
+            let own_x = x * column(factor, x);
+            let u = predict(&own_x, &own_t);
+            aligned_velocity((objective, path), &u, (&own_x, &own_t), (x, t), clamp)
+        }
+        (.., Conversion::Paper { damping }) => {
+            paper_velocity((objective, path), &predict(x, t), (x, t), clamp, damping)
+        }
+    }
+}
 
 /// Times of the expert's own path with the ratio of the linear path at `min(t, 1 - floor)`, and the factor that takes
 /// `x` there: `x' = factor x`, `factor = hypot(alpha', sigma') / hypot(1 - t, t)`.

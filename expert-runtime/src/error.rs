@@ -53,6 +53,14 @@ pub enum Error {
         /// What was seen and what to do.
         why: String,
     },
+    /// Not one image at a time fits the device.
+    #[error(
+        "out of memory with one image at a time ({why}); give --recompute, a smaller --architecture, or another --device"
+    )]
+    Memory {
+        /// libtorch's word.
+        why: String,
+    },
     /// libtorch refused an operation.
     #[error("libtorch: {0}")]
     Torch(String),

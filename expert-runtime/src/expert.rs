@@ -1,10 +1,10 @@
 use crate::{
-    Condition, NoisePath, Result, VelocityField, aligned_point, aligned_velocity, column,
+    ClusterExpert, Coefficients, Condition, NoisePath, Result, VelocityField, column, linear_velocity,
     network::Dit,
-    paper_velocity,
+    precondition,
     weights::{self, Named},
 };
-use hdd_protocol::{Conversion, ExpertSpec, Objective, Schedule};
+use hdd_protocol::{Conversion, ExpertSpec, Objective, Schedule, TimestepMap};
 use std::{collections::HashMap, path::Path};
 use tch::{Device, Tensor, nn};
 
@@ -12,6 +12,7 @@ use tch::{Device, Tensor, nn};
 pub struct Expert {
     spec: ExpertSpec,
     path: NoisePath,
+    clock: Option<NoisePath>, // DDPM's, where the network reads the noise level on it
     network: Dit,
     store: nn::VarStore,
 }
@@ -26,7 +27,8 @@ impl Expert {
         tch::manual_seed(seed as i64);
         let store = nn::VarStore::new(device);
         let network = Dit::new(&store.root(), &spec.architecture);
-        Ok(Self { spec: spec.clone(), path: NoisePath::new(&spec.schedule), network, store })
+        let clock = (spec.timestep_map == TimestepMap::Snr).then(|| NoisePath::new(&Schedule::DDPM));
+        Ok(Self { spec: spec.clone(), path: NoisePath::new(&spec.schedule), clock, network, store })
     }
 
     /// An expert with the weights of a safetensors file.
@@ -63,6 +65,25 @@ impl Expert {
         &self.network
     }
 
+    /// The times `t` of its own path as the network reads them, in [0, 1] (see [`TimestepMap`]).
+    pub fn read_times(&self, t: &[f64]) -> Vec<f64> {
+        let Some(clock) = &self.clock else { return t.to_vec() };
+        t.iter().map(|&t| clock.time_of_log_snr(self.path.log_snr(t))).collect()
+    }
+
+    /// The raw output at `x (B, C, H, W)` on its own path at times `t`, one an image, under `text (B, L, W)`; shaped as `x`.
+    pub fn forward(&self, x: &Tensor, t: &[f64], text: &Tensor) -> Tensor {
+        self.around(x, t, |x, t| self.network.forward(x, t, text))
+    }
+
+    /// The raw output of `network`, which is asked about `x (B, C, H, W)` and `t` as this expert's network is.
+    pub fn around(&self, x: &Tensor, t: &[f64], network: impl FnOnce(&Tensor, &[f64]) -> Tensor) -> Tensor {
+        let times = self.read_times(t);
+        let Some(std) = self.spec.preconditioning else { return network(x, &times) };
+        let at: Vec<Coefficients> = t.iter().map(|&t| self.path.at(t)).collect();
+        precondition((self.spec.objective, f64::from(std)), x, &at, |x| network(x, &times))
+    }
+
     /// Where the weights are.
     pub fn device(&self) -> Device {
         self.store.device()
@@ -94,23 +115,27 @@ pub struct ExpertField<'a> {
 impl ExpertField<'_> {
     /// The velocity under one text, `(B, C, H, W)`.
     fn unguided(&self, x: &Tensor, t: &[f64], text: &Tensor) -> Tensor {
-        let Expert { spec, path, network, .. } = self.expert;
-        let kind = (spec.objective, path);
-        match self.conversion {
-            // A velocity on the linear path needs no conversion.
-            _ if spec.objective == Objective::Velocity && spec.schedule == Schedule::Linear => {
-                network.forward(x, t, text)
-            }
-            Conversion::Aligned { floor } => {
-                let (own_t, factor) = aligned_point(path, t, f64::from(floor));
-                let own_x = x * column(factor, x);
-                let u = network.forward(&own_x, &own_t, text);
-                aligned_velocity(kind, &u, (&own_x, &own_t), (x, t), self.clamp)
-            }
-            Conversion::Paper { damping } => {
-                paper_velocity(kind, &network.forward(x, t, text), (x, t), self.clamp, damping)
-            }
-        }
+        let Expert { spec, path, .. } = self.expert;
+        let predict = |x: &Tensor, t: &[f64]| self.expert.forward(x, t, text);
+        linear_velocity((spec.objective, path), self.conversion, self.clamp, (x, t), predict)
+    }
+}
+
+impl ClusterExpert for Expert {
+    fn cluster(&self) -> u16 {
+        self.spec.cluster
+    }
+
+    fn objective(&self) -> Objective {
+        self.spec.objective
+    }
+
+    fn schedule(&self) -> Schedule {
+        self.spec.schedule
+    }
+
+    fn velocity_field(&self, conversion: Conversion, clamp: f64) -> impl VelocityField {
+        self.field(conversion, clamp)
     }
 }
 

@@ -1,4 +1,8 @@
+//! What training and serving meet in: the velocity field, its condition, and the two parts of a mixture of experts. Networks
+//! and exact oracles implement the same traits.
+
 use crate::Result;
+use hdd_protocol::{Conversion, Objective, Schedule};
 use tch::Tensor;
 
 /// Classifier-free guidance (Ho and Salimans, 2022).
@@ -40,4 +44,26 @@ pub trait VelocityField {
     /// # Errors
     /// What libtorch refuses: out of memory, in the main.
     fn velocity(&self, x: &Tensor, t: &[f64], condition: &Condition) -> Result<Tensor>;
+}
+
+/// `p(k | x, t)` over the clusters of a charter (paper Eq. 1 and 2): a router, or the exact posterior of an oracle.
+pub trait ClusterPosterior {
+    /// The posterior at `x`, `(B, ...)`, on the linear path at the times `t`: one row an image, one number a cluster,
+    /// summing to 1. `text (B, L, W)` is what the images are asked to show.
+    ///
+    /// # Errors
+    /// What libtorch refuses.
+    fn posterior(&self, x: &Tensor, t: &[f64], text: Option<&Tensor>) -> Result<Vec<Vec<f64>>>;
+}
+
+/// A model of one cluster: what a mixture has to know of its members.
+pub trait ClusterExpert {
+    /// Its cluster.
+    fn cluster(&self) -> u16;
+    /// What its raw output estimates.
+    fn objective(&self) -> Objective;
+    /// The noising path that it was trained on.
+    fn schedule(&self) -> Schedule;
+    /// Its velocity on the linear path; predicted clean samples are clamped to plus or minus `clamp`.
+    fn velocity_field(&self, conversion: Conversion, clamp: f64) -> impl VelocityField;
 }

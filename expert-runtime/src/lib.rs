@@ -5,29 +5,34 @@
 //! of experts is one, and the [`sample`](sampler::sample) loop needs nothing else.
 //!
 //! **Architecture Invariant:** bytes become a tensor only through [`weights`], which reads safetensors with its own caps;
-//! there is no pickle path. Nothing here knows peers, sockets or the registry.
+//! nothing that a peer sent is ever unpickled. Nothing here knows peers, sockets or the registry.
 
 mod checkpoint;
 mod conversion;
 pub mod data;
+pub mod encoders;
 mod error;
 mod expert;
 mod field;
 mod fused;
+pub mod import;
 pub mod network;
 mod objective;
+pub mod oracle;
+mod preconditioning;
 pub mod sampler;
 mod schedule;
 pub mod train;
 pub mod weights;
 
 pub use checkpoint::{Checkpoint, CheckpointConfig, latest_checkpoint};
-pub use conversion::{PIXEL_CLAMP, VAE_CLAMP, aligned_point, aligned_velocity, paper_velocity};
+pub use conversion::{PIXEL_CLAMP, VAE_CLAMP, aligned_point, aligned_velocity, linear_velocity, paper_velocity};
 pub use error::{Error, Result};
 pub use expert::{Expert, ExpertField};
-pub use field::{Condition, Guidance, VelocityField};
+pub use field::{ClusterExpert, ClusterPosterior, Condition, Guidance, VelocityField};
 pub use fused::{Adam, AdamState, keep_pages, lerp, torch_version};
 pub use objective::{Pair, target, to_pair};
+pub use preconditioning::{Preconditioning, precondition};
 pub use schedule::{Coefficients, NoisePath};
 
 use tch::{Device, Tensor};

@@ -95,6 +95,13 @@ impl NoisePath {
         2.0 * (c.alpha.ln() - c.sigma.ln())
     }
 
+    /// The time at which [`Self::log_snr`] is `log_snr`, clamped to the range that the path covers.
+    pub fn time_of_log_snr(&self, log_snr: f64) -> f64 {
+        // The smaller of the two carries the exponential, so that neither overflows.
+        let small = (-log_snr.abs() / 2.0).exp();
+        if log_snr > 0.0 { self.time_of_ratio(small, 1.0) } else { self.time_of_ratio(1.0, small) }
+    }
+
     /// The time at which `sigma / alpha` is `sigma : alpha`, clamped to the range that the path covers.
     ///
     /// Closed for linear and both cosines, a search in the table for linear-beta.
@@ -148,6 +155,17 @@ mod tests {
                 previous = snr;
                 let back = path.time_of_ratio(c.sigma, c.alpha);
                 assert!((back - t).abs() < 1e-9, "{t} came back as {back}");
+                assert!((path.time_of_log_snr(snr) - t).abs() < 1e-9, "{path:?} at {t}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_ratio_beyond_the_path_gives_its_end() {
+        for path in paths() {
+            for extreme in [1e4, f64::INFINITY] {
+                assert!(path.time_of_log_snr(extreme) < 1e-9, "{path:?}");
+                assert!(path.time_of_log_snr(-extreme) > 1.0 - 1e-9, "{path:?}");
             }
         }
     }

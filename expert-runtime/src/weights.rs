@@ -59,11 +59,7 @@ pub fn read_into(path: &Path, targets: &Named) -> Result<()> {
         for (name, target) in targets {
             let view = tensors.tensor(name).map_err(|e| e.to_string())?;
             let source = to_tensor(&view).map_err(|why| format!("tensor {name} {why}"))?;
-            let finite = source.f_isfinite().and_then(|t| t.f_all()).map_err(|e| e.to_string())?;
-            if finite.int64_value(&[]) == 0 {
-                return Err(format!("tensor {name} holds NaN or infinity"));
-            }
-            target.shallow_clone().f_copy_(&source).map_err(|e| e.to_string())?;
+            copy(name, &source, target)?;
         }
         Ok(())
     })
@@ -75,6 +71,19 @@ pub fn read_into(path: &Path, targets: &Named) -> Result<()> {
 /// As [`read_into`], for files that are no safetensors.
 pub fn read(path: &Path) -> Result<Named> {
     with_tensors(path, |tensors| tensors.iter().map(|(name, view)| Ok((name.to_owned(), to_tensor(&view)?))).collect())
+}
+
+/// Copies `source`, which must have its shape and be finite, into the tensor `name`.
+pub(crate) fn copy(name: &str, source: &Tensor, target: &Tensor) -> Result<(), String> {
+    if source.size() != target.size() {
+        let (have, want) = (source.size(), target.size());
+        return Err(format!("tensor {name} has shape {have:?}, the architecture asks for {want:?}"));
+    }
+    let finite = source.f_isfinite().and_then(|t| t.f_all()).map_err(|e| e.to_string())?;
+    if finite.int64_value(&[]) == 0 {
+        return Err(format!("tensor {name} holds NaN or infinity"));
+    }
+    target.shallow_clone().f_copy_(source).map_err(|e| e.to_string())
 }
 
 fn check_shapes(tensors: &SafeTensors<'_>, targets: &Named) -> Result<(), String> {
@@ -101,11 +110,11 @@ fn with_tensors<T>(path: &Path, f: impl FnOnce(&SafeTensors<'_>) -> Result<T, St
     // SAFETY-relevant assumption of mmap: checkpoints are replaced by rename, never rewritten in place.
     #[allow(unsafe_code)]
     let bytes = unsafe { Mmap::map(&file) }.at("map", path)?;
-    if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 0x02]) {
-        return Err(bad("it is a pickle, which can run code; only safetensors are read".into()));
-    }
     let header = bytes.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
     if header > HEADER_LIMIT.min(length - 8) {
+        if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 0x02]) {
+            return Err(bad("it is a pickle, which can run code; only safetensors are read".into()));
+        }
         return Err(bad(format!("its header claims {header} bytes; it is truncated or no safetensors file")));
     }
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
@@ -117,13 +126,18 @@ fn with_tensors<T>(path: &Path, f: impl FnOnce(&SafeTensors<'_>) -> Result<T, St
 
 fn to_tensor(view: &TensorView<'_>) -> Result<Tensor, String> {
     let kind = kind_of(view.dtype()).ok_or_else(|| format!("has the unsupported type {:?}", view.dtype()))?;
-    let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+    from_bytes(view.data(), view.shape(), kind)
+}
+
+/// The tensor that `bytes` are, row by row.
+pub(crate) fn from_bytes(bytes: &[u8], shape: &[usize], kind: Kind) -> Result<Tensor, String> {
     // libtorch does not check the slice's length.
-    let wanted = view.shape().iter().try_fold(kind.elt_size_in_bytes(), |n, &side| n.checked_mul(side));
-    if wanted != Some(view.data().len()) {
-        return Err(format!("has {} bytes, not those of {shape:?} {kind:?}", view.data().len()));
+    let wanted = shape.iter().try_fold(kind.elt_size_in_bytes(), |n, &side| n.checked_mul(side));
+    if wanted != Some(bytes.len()) {
+        return Err(format!("has {} bytes, not those of {shape:?} {kind:?}", bytes.len()));
     }
-    Tensor::f_from_data_size(view.data(), &shape, kind).map_err(|e| e.to_string())
+    let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+    Tensor::f_from_data_size(bytes, &shape, kind).map_err(|e| e.to_string())
 }
 
 fn kind_of(dtype: Dtype) -> Option<Kind> {
@@ -157,6 +171,20 @@ mod tests {
 
     fn named(pairs: &[(&str, Tensor)]) -> Named {
         pairs.iter().map(|(name, tensor)| ((*name).to_owned(), tensor.shallow_clone())).collect()
+    }
+
+    #[test]
+    fn a_header_of_640_bytes_is_no_pickle() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors = named(&[("a", Tensor::ones([2], (Kind::Float, Device::Cpu)))]);
+        let begins_as_pickle = (0..100).any(|padding| {
+            let path = folder.path().join(padding.to_string());
+            let metadata = HashMap::from([("padding".to_owned(), "x".repeat(8 * padding))]);
+            write(&path, &tensors, metadata).unwrap();
+            assert_eq!(read(&path).unwrap(), tensors);
+            std::fs::read(&path).unwrap().starts_with(&[0x80, 0x02])
+        });
+        assert!(begins_as_pickle);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use hdd_expert_runtime::{
     to_pair,
     weights::{self, Named},
 };
-use hdd_protocol::{Architecture, ExpertSpec, Objective, Schedule};
+use hdd_protocol::{Architecture, ExpertSpec, Objective, Schedule, TimestepMap};
 use std::path::PathBuf;
 use tch::{Device, Tensor};
 
@@ -58,8 +58,14 @@ fn experts_agree_with_the_reference() {
         let (folder, config, io) = case(name);
         let run = |round_time: bool, null: bool| {
             let architecture = Architecture { round_time, ..architecture(&config) };
-            let spec =
-                ExpertSpec { architecture, objective: Objective::Velocity, schedule: Schedule::Linear, cluster: 0 };
+            let spec = ExpertSpec {
+                architecture,
+                objective: Objective::Velocity,
+                schedule: Schedule::Linear,
+                cluster: 0,
+                timestep_map: TimestepMap::Paper,
+                preconditioning: None,
+            };
             let expert = Expert::load(&spec, &folder.join("weights.safetensors"), Device::Cpu).unwrap();
             assert_eq!(expert.parameter_count(), spec.architecture.parameters());
             let network = expert.network();

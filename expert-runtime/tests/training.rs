@@ -9,7 +9,7 @@ use hdd_expert_runtime::{
 };
 use hdd_protocol::{
     Architecture, Conversion, Digest, ExpertSpec, LossWeighting, Objective, Recipe, Schedule, Solver, Text,
-    TextEncoder, TimeSampling,
+    TextEncoder, TimeSampling, TimestepMap,
 };
 use std::ops::ControlFlow;
 use tch::{Device, Tensor};
@@ -20,7 +20,14 @@ fn recipe(steps: u64) -> Recipe {
 
 fn spec(objective: Objective, schedule: Schedule) -> ExpertSpec {
     let architecture = Architecture { channels: 3, text_width: 16, text_length: 4, ..Architecture::new(64, 2, 4, 4) };
-    ExpertSpec { architecture, objective, schedule, cluster: 0 }
+    ExpertSpec {
+        architecture,
+        objective,
+        schedule,
+        cluster: 0,
+        timestep_map: TimestepMap::Paper,
+        preconditioning: None,
+    }
 }
 
 fn examples(n: usize) -> (Examples, Tensor) {
@@ -28,7 +35,7 @@ fn examples(n: usize) -> (Examples, Tensor) {
     let pixels = images.tensor(Device::Cpu).unwrap();
     let text = Text { encoder: TextEncoder::HashedWords, width: 16, length: 4 };
     let text = data::encode(&text, &images.captions, Device::Cpu).unwrap();
-    (Examples::new(pixels.shallow_clone(), text).unwrap(), pixels)
+    (Examples::new(&pixels, &text).unwrap(), pixels)
 }
 
 #[test]
@@ -71,8 +78,8 @@ fn divergence_stops_training_and_says_so() {
             .unwrap();
     trainer.run(&examples, |_, _| Ok(false)).unwrap(); // one good step
     let broken = Examples::new(
-        Tensor::full([4, 3, 32, 32], f64::NAN, (tch::Kind::Float, Device::Cpu)),
-        Tensor::zeros([4, 4, 16], (tch::Kind::Float, Device::Cpu)),
+        &Tensor::full([4, 3, 32, 32], f64::NAN, (tch::Kind::Float, Device::Cpu)),
+        &Tensor::zeros([4, 4, 16], (tch::Kind::Float, Device::Cpu)),
     )
     .unwrap();
     let error = trainer.run(&broken, |_, _| Ok(true)).unwrap_err();

@@ -1,10 +1,10 @@
 //! The command line: one variant a command, each with its own `Args` in its own file under [`crate::commands`].
 
 #[cfg(feature = "torch")]
-use crate::commands::{assemble, contribute, evaluate};
+use crate::commands::{assemble, contribute, encode, evaluate, import, predict};
 use crate::{
     Result,
-    commands::{completions, experts, fetch, key, peers, relay, revoke, sample, seed, status},
+    commands::{completions, experts, fetch, key, peers, relay, revoke, routers, sample, seed, status},
     settings::{GlobalArgs, Settings},
 };
 use clap::{Parser, Subcommand};
@@ -70,10 +70,21 @@ pub enum Command {
     /// Ask an aggregator for pictures that name images at hand, and tell how many show them
     #[cfg(feature = "torch")]
     Evaluate(Box<evaluate::Args>),
+    /// Begin an expert from weights of elsewhere: DiT, Paris, or another expert
+    #[cfg(feature = "torch")]
+    Import(Box<import::Args>),
+    /// Run one network on given tensors, to hold it against another implementation
+    #[cfg(feature = "torch")]
+    Predict(Box<predict::Args>),
+    /// Run one pretrained encoder on captions or images, to hold it against another implementation
+    #[cfg(feature = "torch")]
+    Encode(Box<encode::Args>),
     /// Ask an aggregator for pictures of a text
     Sample(Box<sample::Args>),
     /// List the experts of the network
     Experts(experts::Args),
+    /// List the routers that aggregators of the network have trained
+    Routers(routers::Args),
     /// List the connected peers
     Peers(peers::Args),
     /// Show this node: identity, addresses, its experts and their verdicts, disk
@@ -116,10 +127,17 @@ impl Command {
             Self::Assemble(args) => assemble::run(*args, settings).await,
             #[cfg(feature = "torch")]
             Self::Evaluate(args) => shutdown.interrupts(evaluate::run(*args, settings)).await,
+            #[cfg(feature = "torch")]
+            Self::Import(args) => shutdown.interrupts(import::run(*args, settings)).await,
+            #[cfg(feature = "torch")]
+            Self::Predict(args) => shutdown.interrupts(predict::run(*args, settings)).await,
+            #[cfg(feature = "torch")]
+            Self::Encode(args) => shutdown.interrupts(encode::run(*args, settings)).await,
             Self::Seed(args) => seed::run(args, settings).await,
             Self::Relay(args) => relay::run(args, settings).await,
             Self::Sample(args) => shutdown.interrupts(sample::run(*args, settings)).await,
             Self::Experts(args) => shutdown.interrupts(experts::run(args, settings)).await,
+            Self::Routers(args) => shutdown.interrupts(routers::run(args, settings)).await,
             Self::Peers(args) => shutdown.interrupts(peers::run(args, settings)).await,
             Self::Status(args) => shutdown.interrupts(status::run(args, settings)).await,
             Self::Fetch(args) => shutdown.interrupts(fetch::run(args, settings)).await,

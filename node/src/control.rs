@@ -4,7 +4,7 @@
 use crate::{
     Error, Result,
     network::Client,
-    report::{CharterReport, Expert, Peer, Status},
+    report::{CharterReport, Expert, Peer, Router, Status},
     settings::Settings,
 };
 use hdd_protocol::{Announcement, PublicKey};
@@ -44,6 +44,8 @@ pub enum Request {
     Peers,
     /// Current manifests.
     Experts,
+    /// Current routers.
+    Routers,
     /// Publish a record that the asker signed.
     Announce {
         /// A canonical [`Announcement`] in hex.
@@ -61,6 +63,8 @@ pub enum Reply {
     Peers(Vec<Peer>),
     /// To [`Request::Experts`].
     Experts(Vec<Expert>),
+    /// To [`Request::Routers`].
+    Routers(Vec<Router>),
     /// To [`Request::Announce`]: how many peers it was sent to.
     Announced(usize),
     /// What went wrong.
@@ -92,6 +96,11 @@ impl Handler {
             Request::Experts => {
                 let handler = self.clone();
                 Ok(Reply::Experts(tokio::task::spawn_blocking(move || handler.experts()).await??))
+            }
+            Request::Routers => {
+                let Self { registry, settings, .. } = self.clone();
+                let routers = move || Router::all(&registry, settings.charter_digest()?);
+                Ok(Reply::Routers(tokio::task::spawn_blocking(routers).await??))
             }
             Request::Announce { record } => {
                 let bytes =

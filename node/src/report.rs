@@ -5,7 +5,9 @@ use crate::{
     clock::unix_now,
     network::{Direction, PeerInfo},
 };
-use hdd_protocol::{Blob, Charter, Digest, Manifest, Objective, PublicKey, Schedule, Verified};
+use hdd_protocol::{
+    Blob, Charter, Digest, Manifest, Objective, PublicKey, RouterManifest, RouterTraining, Schedule, Verified,
+};
 use hdd_registry::{Registry, Verdict};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -91,6 +93,33 @@ pub struct Expert {
     pub verdict: Option<Verdict>,
 }
 
+/// A router's manifest in brief.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Router {
+    /// The manifest.
+    pub manifest: Digest,
+    /// Who made it.
+    pub author: PublicKey,
+    /// Its version.
+    pub sequence: u64,
+    /// How it was made, and its author's own figures.
+    pub training: RouterTraining,
+    /// The weights.
+    pub weights: Blob,
+    /// Whether this node holds the weights.
+    pub held: bool,
+    /// Unix seconds.
+    pub issued_at: u64,
+    /// Unix seconds.
+    pub expires_at: u64,
+    /// Whether that time has passed.
+    pub expired: bool,
+    /// SPDX expression of the weights' licence.
+    pub licence: String,
+    /// What this node's tests said, if it made any.
+    pub verdict: Option<Verdict>,
+}
+
 /// A connected peer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Peer {
@@ -145,6 +174,37 @@ impl Expert {
         let mut experts = manifests.iter().map(|m| Self::of(m, registry)).collect::<Result<Vec<_>>>()?;
         experts.sort_by(|a, b| (a.cluster, &a.name, a.author).cmp(&(b.cluster, &b.name, b.author)));
         Ok(experts)
+    }
+}
+
+impl Router {
+    /// What `registry` knows of a router. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The registry's.
+    pub fn of(manifest: &Verified<RouterManifest>, registry: &Registry) -> Result<Self> {
+        let m: &RouterManifest = manifest;
+        Ok(Self {
+            manifest: manifest.digest(),
+            author: m.author,
+            sequence: m.sequence,
+            training: m.training.clone(),
+            weights: m.weights,
+            held: registry.has_blob(m.weights.digest).is_some(),
+            issued_at: m.issued_at,
+            expires_at: m.expires_at,
+            expired: m.expires_at <= unix_now(),
+            licence: m.licence.clone(),
+            verdict: registry.verdict(manifest.digest())?,
+        })
+    }
+
+    /// Every current router of `charter`, by author. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The registry's.
+    pub fn all(registry: &Registry, charter: Digest) -> Result<Vec<Self>> {
+        registry.routers(Some(charter))?.iter().map(|m| Self::of(m, registry)).collect()
     }
 }
 

@@ -41,6 +41,12 @@ pub fn count(n: u64) -> String {
     }
 }
 
+/// Shares, 0 to 1, in whole percents: `98 97 60 %`.
+pub fn percentages(shares: &[f64]) -> String {
+    let words: Vec<String> = shares.iter().map(|share| format!("{:.0}", 100.0 * share)).collect();
+    format!("{} %", words.join(" "))
+}
+
 /// A length of time in its largest unit: `45 s`, `12 min`, `5 h`, `3 d`.
 pub fn duration(seconds: u64) -> String {
     match seconds {

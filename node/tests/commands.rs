@@ -18,7 +18,8 @@ use hdd_node::{
 use hdd_protocol::{
     Announcement, Architecture, Blob, Charter, Codec, Digest, ExpertSpec, FeatureExtractor, Latent, Limits, Manifest,
     Objective, Offer, OfferedExpert, Picture, Provenance, Recipe, RouterRecipe, SampleEvent, SampleLimits,
-    SampleRequest, Schedule, SecretKey, ServiceResponse, Share, Signed, Text, TextEncoder, Training, Verified,
+    SampleRequest, Schedule, SecretKey, ServiceResponse, Share, Signed, Text, TextEncoder, TimestepMap, Training,
+    Verified,
 };
 use std::{
     fs,
@@ -73,6 +74,8 @@ fn manifest(key: &SecretKey, charter: &Verified<Charter>, name: &str, weights: B
             objective: Objective::Velocity,
             schedule: Schedule::Linear,
             cluster: 1,
+            timestep_map: TimestepMap::Paper,
+            preconditioning: None,
         },
         weights,
         training: Training { steps: 10, images: 5, loss: 0.5, seed: 0, recipe: Recipe::default(), parent: None },

@@ -191,6 +191,27 @@ impl fmt::Display for Schedule {
     }
 }
 
+/// How a network reads the time of its own path; its input is `time_scale` times the number named here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TimestepMap {
+    /// The time itself (paper Section 2.5).
+    #[default]
+    Paper,
+    /// The place on DDPM's thousand betas with the same signal-to-noise ratio: weights that come from DiT then read the noise
+    /// level that they were trained at. The linear path's 0.5 is index 258.
+    Snr,
+}
+
+impl fmt::Display for TimestepMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Paper => "paper",
+            Self::Snr => "snr",
+        })
+    }
+}
+
 /// Everything needed to run an expert's weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -203,6 +224,13 @@ pub struct ExpertSpec {
     pub schedule: Schedule,
     /// Index of the charter's cluster that it was trained on.
     pub cluster: u16,
+    /// How it reads the time; absent from descriptions of earlier builds, which knew the paper's reading only.
+    #[serde(default)]
+    pub timestep_map: TimestepMap,
+    /// Standard deviation of the data, if the network's input and output are preconditioned for it (Karras et al. 2022,
+    /// Section 5); absent, the raw output is the network's (the paper).
+    #[serde(default)]
+    pub preconditioning: Option<f32>,
 }
 
 impl ExpertSpec {
@@ -210,6 +238,11 @@ impl ExpertSpec {
     /// [`crate::Error::OutOfRange`] with the field.
     pub fn check(&self) -> Result<()> {
         self.architecture.check()?;
+        if let Some(std) = self.preconditioning {
+            ensure((0.01..=100.0).contains(&std), NAME, "preconditioning", || {
+                format!("is {std}, must be 0.01 to 100")
+            })?;
+        }
         self.schedule.check()
     }
 }

@@ -1,8 +1,8 @@
 //! The words that nodes of an hdd network exchange: pure data, their bytes and their signatures.
 //!
 //! A [`Charter`] fixes what independent people must share for their experts to fit together. A [`Manifest`] says exactly
-//! what one contributor made. An [`Offer`] says what an aggregator serves. All three travel as [`Signed`] envelopes; code
-//! that acts on one takes [`Verified`], which only [`Signed::verify`] makes.
+//! what one contributor made, a [`RouterManifest`] what an aggregator trained. An [`Offer`] says what an aggregator serves.
+//! All travel as [`Signed`] envelopes; code that acts on one takes [`Verified`], which only [`Signed::verify`] makes.
 //!
 //! **Architecture Invariant:** this crate does no I/O, reads no clock, draws no randomness and knows no tensors, sockets
 //! or databases. Times and random bytes are arguments.
@@ -18,6 +18,7 @@ mod messages;
 mod offer;
 mod recipe;
 mod revocation;
+mod router;
 mod sampling;
 mod signed;
 
@@ -25,7 +26,7 @@ pub use charter::{Charter, Codec, FeatureExtractor, Latent, Limits, Text, TextEn
 pub use codec::{decode, encode};
 pub use digest::Digest;
 pub use error::{Error, Result};
-pub use expert::{Architecture, ExpertSpec, Objective, Schedule};
+pub use expert::{Architecture, ExpertSpec, Objective, Schedule, TimestepMap};
 pub use identity::{PublicKey, SecretKey, Signature};
 pub use manifest::{Blob, Manifest, Training};
 pub use messages::{
@@ -33,7 +34,8 @@ pub use messages::{
     SyncResponse, protocols,
 };
 pub use offer::{Offer, OfferedExpert};
-pub use recipe::{LossWeighting, Recipe, RouterRecipe, TimeSampling};
+pub use recipe::{LossWeighting, Precision, Recipe, RouterRecipe, TimeSampling};
 pub use revocation::{Revocation, RevocationTarget};
+pub use router::{ACCURACY_BINS, RouterManifest, RouterTraining};
 pub use sampling::{Conversion, ExpertSelection, SampleLimits, SampleRequest, Solver};
 pub use signed::{Signed, SignedPayload, Verified, WIRE_VERSION};

@@ -76,7 +76,7 @@ impl SignedPayload for Manifest {
         ensure(self.issued_at < self.expires_at, what, "expires_at", || "is not after issued_at".into())?;
         ensure(self.weights.size > 0, what, "weights", || "are empty".into())?;
         ensure(self.training.loss.is_finite(), what, "loss", || "is not a finite number".into())?;
-        ensure((1..=100).contains(&self.licence.len()), what, "licence", || "must be an SPDX expression".into())?;
+        check_licence(what, &self.licence)?;
         self.training.recipe.check()?;
         self.spec.check()
     }
@@ -110,12 +110,22 @@ impl Manifest {
         ensure(self.licence == charter.licence, what, "licence", || {
             format!("is {}, the charter asks for {}", self.licence, charter.licence)
         })?;
-        ensure(self.expires_at - self.issued_at <= limits.manifest_seconds, what, "expires_at", || {
-            format!("is more than {} s after issued_at", limits.manifest_seconds)
-        })?;
-        ensure(self.issued_at <= now.saturating_add(CLOCK_SKEW), what, "issued_at", || "lies in the future".into())?;
-        ensure(now < self.expires_at, what, "expires_at", || "has passed; its author must publish it again".into())
+        check_life(what, [self.issued_at, self.expires_at], charter, now)
     }
+}
+
+pub(crate) fn check_licence(what: &'static str, licence: &str) -> Result<()> {
+    ensure((1..=100).contains(&licence.len()), what, "licence", || "must be an SPDX expression".into())
+}
+
+/// Checks when a record was issued and expires, Unix seconds, against what the charter allows at `now`.
+pub(crate) fn check_life(what: &'static str, [issued, expires]: [u64; 2], charter: &Charter, now: u64) -> Result<()> {
+    let longest = charter.limits.manifest_seconds;
+    ensure(expires.saturating_sub(issued) <= longest, what, "expires_at", || {
+        format!("is more than {longest} s after issued_at")
+    })?;
+    ensure(issued <= now.saturating_add(CLOCK_SKEW), what, "issued_at", || "lies in the future".into())?;
+    ensure(now < expires, what, "expires_at", || "has passed; its author must publish it again".into())
 }
 
 /// Clocks may differ by this, seconds.

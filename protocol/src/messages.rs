@@ -27,6 +27,8 @@ pub enum Announcement {
     Manifest(Vec<u8>),
     /// A `Signed<Revocation>`.
     Revocation(Vec<u8>),
+    /// A `Signed<RouterManifest>`.
+    Router(Vec<u8>),
 }
 
 impl Announcement {

@@ -34,6 +34,20 @@ pub enum LossWeighting {
     },
 }
 
+/// Arithmetic of the network's products in training. Weights, moments and averages are float32 in all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// IEEE single precision.
+    Float32,
+    /// Single precision with TensorFloat-32 products where the device has them.
+    Tf32,
+    /// bfloat16 products.
+    Bf16,
+    /// Half precision products with dynamic loss scaling (Micikevicius et al., 2018), as Section 6.2.
+    Fp16,
+}
+
 /// Training of an expert.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -64,6 +78,8 @@ pub struct Recipe {
     pub times: TimeSampling,
     /// Weight of the loss at a time.
     pub weighting: LossWeighting,
+    /// Arithmetic of the network.
+    pub precision: Precision,
 }
 
 impl Default for Recipe {
@@ -82,6 +98,7 @@ impl Default for Recipe {
             text_dropout: 0.1,
             times: TimeSampling::Uniform,
             weighting: LossWeighting::Uniform,
+            precision: Precision::Float32,
         }
     }
 }

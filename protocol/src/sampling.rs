@@ -49,8 +49,20 @@ impl Conversion {
 pub enum Solver {
     /// One evaluation a step, first order.
     Euler,
-    /// Two evaluations a step, second order.
+    /// Two evaluations a step but one for the last, second order.
     Heun,
+    /// One evaluation a step, second order: Adams and Bashforth's two-step method on any time grid.
+    Multistep,
+}
+
+impl Solver {
+    /// Field evaluations that `steps` steps cost.
+    pub fn evaluations(self, steps: u32) -> u64 {
+        match self {
+            Self::Euler | Self::Multistep => steps.into(),
+            Self::Heun => (2 * u64::from(steps)).saturating_sub(1),
+        }
+    }
 }
 
 /// What a client asks an aggregator for.
@@ -77,6 +89,8 @@ pub struct SampleRequest {
     pub converted_below: Option<f32>,
     /// The solver.
     pub solver: Solver,
+    /// Shift of the time grid, 0.1 to 20: 1 is uniform, above it more steps are spent at high noise.
+    pub shift: f32,
 }
 
 impl Default for SampleRequest {
@@ -92,6 +106,7 @@ impl Default for SampleRequest {
             conversion: Conversion::DEFAULT,
             converted_below: None,
             solver: Solver::Euler,
+            shift: 1.0,
         }
     }
 }
@@ -129,8 +144,7 @@ impl SampleRequest {
     /// Field evaluations that this request costs.
     pub fn evaluations(&self) -> u64 {
         let halves = if self.guidance == 1.0 { 1 } else { 2 };
-        let solver = if self.solver == Solver::Heun { 2 } else { 1 };
-        u64::from(self.count) * u64::from(self.steps) * halves * solver
+        u64::from(self.count) * self.solver.evaluations(self.steps) * halves
     }
 
     /// # Errors
@@ -152,6 +166,7 @@ impl SampleRequest {
         ensure((0.0..=50.0).contains(&self.guidance), NAME, "guidance", || {
             format!("is {}, must be 0 to 50", self.guidance)
         })?;
+        ensure((0.1..=20.0).contains(&self.shift), NAME, "shift", || format!("is {}, must be 0.1 to 20", self.shift))?;
         let unit = |field, t: f32| ensure((0.0..=1.0).contains(&t), NAME, field, || format!("is {t}, must be 0 to 1"));
         match self.selection {
             ExpertSelection::TopK(k) => at_most("k", u32::from(k), 1024)?,
@@ -192,8 +207,19 @@ mod tests {
         check(SampleRequest { steps: 1_000_000, ..good.clone() }, "steps");
         check(SampleRequest { count: 64, steps: 1000, ..good.clone() }, "cost");
         check(SampleRequest { guidance: f32::NAN, ..good.clone() }, "guidance");
+        check(SampleRequest { shift: f32::NAN, ..good.clone() }, "shift");
+        check(SampleRequest { shift: 0.0, ..good.clone() }, "shift is 0, must be 0.1 to 20");
         check(SampleRequest { prompt: "x".repeat(1001), ..good.clone() }, "prompt");
         check(SampleRequest { seed: u64::MAX, ..good.clone() }, "seed");
         check(SampleRequest { selection: ExpertSelection::TopK(0), ..good }, "k is 0");
+    }
+
+    #[test]
+    fn a_request_costs_what_its_solver_evaluates() {
+        let cost = |solver, guidance| {
+            SampleRequest { count: 3, steps: 10, solver, guidance, ..Default::default() }.evaluations()
+        };
+        assert_eq!([Solver::Euler, Solver::Multistep, Solver::Heun].map(|s| cost(s, 1.0)), [30, 30, 57]);
+        assert_eq!([Solver::Euler, Solver::Multistep, Solver::Heun].map(|s| cost(s, 3.0)), [60, 60, 114]);
     }
 }

@@ -3,10 +3,10 @@
 
 use ed25519_dalek::{Signer as _, SigningKey};
 use hdd_protocol::{
-    Architecture, Blob, Charter, Codec, Digest, Error, ExpertSpec, FeatureExtractor, Latent, Limits, Manifest,
-    Objective, Offer, OfferedExpert, PublicKey, Recipe, Result, Revocation, RevocationTarget, RouterRecipe,
-    SampleLimits, Schedule, SecretKey, Signed, SignedPayload, Text, TextEncoder, Training, Verified, WIRE_VERSION,
-    decode, encode,
+    ACCURACY_BINS, Architecture, Blob, Charter, Codec, Digest, Error, ExpertSpec, FeatureExtractor, Latent, Limits,
+    Manifest, Objective, Offer, OfferedExpert, PublicKey, Recipe, Result, Revocation, RevocationTarget, RouterManifest,
+    RouterRecipe, RouterTraining, SampleLimits, Schedule, SecretKey, Signed, SignedPayload, Text, TextEncoder,
+    TimestepMap, Training, Verified, WIRE_VERSION, decode, encode,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -55,11 +55,41 @@ fn manifest(charter: &Verified<Charter>) -> Manifest {
         sequence: 1,
         issued_at: ISSUED,
         expires_at: ISSUED + LIFE,
-        spec: ExpertSpec { architecture, objective: Objective::Velocity, schedule: Schedule::Linear, cluster: 1 },
+        spec: ExpertSpec {
+            architecture,
+            objective: Objective::Velocity,
+            schedule: Schedule::Linear,
+            cluster: 1,
+            timestep_map: TimestepMap::Paper,
+            preconditioning: None,
+        },
         weights: Blob { digest: Digest::of(b"weights"), size: 1_000 },
         training: Training { steps: 1, images: 1, loss: 0.5, seed: 0, recipe, parent: None },
         licence: "CC0-1.0".into(),
         next_key: None,
+    }
+}
+
+fn router(charter: &Verified<Charter>) -> RouterManifest {
+    let training = RouterTraining {
+        recipe: charter.router.clone(),
+        steps: 10,
+        images: 100,
+        held_out: 5,
+        accuracy: Some([0.5; ACCURACY_BINS]),
+        prior: vec![0.75, 0.25],
+        seed: 0,
+        parent: None,
+    };
+    RouterManifest {
+        charter: charter.digest(),
+        author: key(3).public(),
+        sequence: 1,
+        issued_at: ISSUED,
+        expires_at: ISSUED + LIFE,
+        weights: Blob { digest: Digest::of(b"router"), size: 1_000 },
+        training,
+        licence: "CC0-1.0".into(),
     }
 }
 
@@ -88,6 +118,7 @@ fn offer() -> Offer {
 struct Records {
     charter: Verified<Charter>,
     manifest: Verified<Manifest>,
+    router: Verified<RouterManifest>,
     revocation: Verified<Revocation>,
     offer: Verified<Offer>,
 }
@@ -95,8 +126,9 @@ struct Records {
 fn records() -> Records {
     let charter = Signed::sign(charter(), &key(1)).unwrap();
     let manifest = Signed::sign(manifest(&charter), &key(2)).unwrap();
+    let router = Signed::sign(router(&charter), &key(3)).unwrap();
     let revocation = Signed::sign(revocation(), &key(2)).unwrap();
-    Records { charter, manifest, revocation, offer: Signed::sign(offer(), &key(3)).unwrap() }
+    Records { charter, manifest, router, revocation, offer: Signed::sign(offer(), &key(3)).unwrap() }
 }
 
 fn open<T: SignedPayload>(bytes: &[u8]) -> Result<Verified<T>> {
@@ -135,6 +167,7 @@ fn what_is_signed_verifies_and_comes_back() {
     let r = records();
     comes_back(&r.charter);
     comes_back(&r.manifest);
+    comes_back(&r.router);
     comes_back(&r.revocation);
     comes_back(&r.offer);
 }
@@ -159,6 +192,7 @@ proptest! {
         let r = records();
         let flip = |bytes: &[u8]| flipped(bytes, at.index(8 * bytes.len()));
         prop_assert!(open::<Charter>(&flip(r.charter.bytes())).is_err());
+        prop_assert!(open::<RouterManifest>(&flip(r.router.bytes())).is_err());
         prop_assert!(open::<Revocation>(&flip(r.revocation.bytes())).is_err());
         prop_assert!(open::<Offer>(&flip(r.offer.bytes())).is_err());
     }
@@ -176,6 +210,7 @@ proptest! {
     fn noise_is_no_record(bytes in prop::collection::vec(any::<u8>(), 0..2_000)) {
         prop_assert!(open::<Manifest>(&bytes).is_err());
         prop_assert!(open::<Charter>(&bytes).is_err());
+        prop_assert!(open::<RouterManifest>(&bytes).is_err());
     }
 }
 
@@ -186,22 +221,26 @@ fn a_signature_for_one_type_is_none_for_another() {
         assert!(matches!(&error, Error::BadSignature { what, .. } if *what == T::NAME), "{error:?}");
     }
     let r = records();
-    for bytes in [r.manifest.bytes(), r.offer.bytes(), r.revocation.bytes()] {
+    for bytes in [r.manifest.bytes(), r.router.bytes(), r.offer.bytes(), r.revocation.bytes()] {
         refused::<Charter>(bytes);
     }
-    for bytes in [r.charter.bytes(), r.offer.bytes(), r.revocation.bytes()] {
+    for bytes in [r.charter.bytes(), r.manifest.bytes(), r.offer.bytes(), r.revocation.bytes()] {
+        refused::<RouterManifest>(bytes);
+    }
+    for bytes in [r.charter.bytes(), r.router.bytes(), r.offer.bytes(), r.revocation.bytes()] {
         refused::<Manifest>(bytes);
     }
-    for bytes in [r.charter.bytes(), r.manifest.bytes(), r.offer.bytes()] {
+    for bytes in [r.charter.bytes(), r.manifest.bytes(), r.router.bytes(), r.offer.bytes()] {
         refused::<Revocation>(bytes);
     }
-    for bytes in [r.charter.bytes(), r.manifest.bytes(), r.revocation.bytes()] {
+    for bytes in [r.charter.bytes(), r.manifest.bytes(), r.router.bytes(), r.revocation.bytes()] {
         refused::<Offer>(bytes);
     }
     // The very bytes of a manifest, signed by its author for another purpose.
     for domain in [Charter::DOMAIN, Revocation::DOMAIN, Offer::DOMAIN, "hdd", ""] {
         refused::<Manifest>(&forge(domain, WIRE_VERSION, encode(&*r.manifest).unwrap(), 2));
     }
+    refused::<RouterManifest>(&forge(Manifest::DOMAIN, WIRE_VERSION, encode(&*r.router).unwrap(), 3));
 }
 
 #[test]
@@ -284,4 +323,82 @@ fn a_router_that_cannot_cut_the_latents_into_patches_is_refused() {
     bad.router.patch = 3;
     let error = Signed::sign(bad, &key(1)).unwrap_err();
     assert!(matches!(&error, Error::OutOfRange { field: "router", .. }), "{error:?}");
+}
+
+#[test]
+fn a_charter_excludes_routers_that_do_not_fit_it() {
+    let Records { charter, router, .. } = records();
+    router.check_against(&charter, ISSUED).unwrap();
+    router.check_against(&charter, ISSUED + LIFE - 1).unwrap();
+    let other = Signed::sign(Charter { name: "other".into(), ..(*charter).clone() }, &key(1)).unwrap();
+    let error = router.check_against(&other, ISSUED).unwrap_err();
+    assert_eq!(error, Error::WrongCharter { found: charter.digest(), expected: other.digest() });
+
+    type Change = fn(&mut RouterManifest);
+    let table: [(&str, u64, Change); 12] = [
+        ("recipe", ISSUED, |r| r.training.recipe.width = 384),
+        ("recipe", ISSUED, |r| r.training.recipe.depth += 1),
+        ("recipe", ISSUED, |r| r.training.recipe.patch = 4),
+        ("recipe", ISSUED, |r| r.training.recipe.text = true),
+        ("prior", ISSUED, |r| r.training.prior = vec![0.5, 0.25, 0.25]),
+        ("weights", ISSUED, |r| r.weights.size = 600 << 20),
+        ("licence", ISSUED, |r| r.licence = "proprietary".into()),
+        ("expires_at", ISSUED, |r| r.expires_at += 1),
+        ("expires_at", ISSUED + LIFE, |_| {}),
+        ("issued_at", ISSUED - 601, |_| {}),
+        ("expires_at", u64::MAX, |_| {}),
+        ("expires_at", 2 * ISSUED, |r| (r.issued_at, r.expires_at) = (ISSUED, ISSUED + 1)),
+    ];
+    for (expected, now, change) in table {
+        let mut changed = (*router).clone();
+        change(&mut changed);
+        let signed = Signed::sign(changed, &key(3)).unwrap();
+        let error = signed.check_against(&charter, now).unwrap_err();
+        assert!(matches!(&error, Error::OutOfRange { field, .. } if *field == expected), "{expected}: {error:?}");
+    }
+    // Another length of training, seed and parent is its author's affair; the largest weights are the shape's in float32.
+    let mut fits = (*router).clone();
+    fits.training = RouterTraining { steps: 1, seed: 9, parent: Some(Digest::of(b"parent")), ..fits.training };
+    fits.training.recipe.steps = 1;
+    fits.weights.size = 4 * charter.router.parameters(&charter);
+    Signed::sign(fits, &key(3)).unwrap().check_against(&charter, ISSUED).unwrap();
+}
+
+#[test]
+fn a_router_states_shares_and_counts_that_can_be() {
+    let good = (*records().router).clone();
+    type Change = fn(&mut RouterManifest);
+    let table: [(&str, Change); 11] = [
+        ("expires_at", |r| r.expires_at = r.issued_at),
+        ("weights", |r| r.weights.size = 0),
+        ("shape", |r| r.training.recipe.heads = 5),
+        ("steps", |r| r.training.steps = r.training.recipe.steps + 1),
+        ("accuracy", |r| r.training.accuracy = Some([1.5; ACCURACY_BINS])),
+        ("accuracy", |r| r.training.accuracy = Some([f32::NAN; ACCURACY_BINS])),
+        ("accuracy", |r| r.training.accuracy = None),
+        ("prior", |r| r.training.prior = vec![0.5, 0.25]),
+        ("prior", |r| r.training.prior = vec![1.25, -0.25]),
+        ("prior", |r| r.training.prior = vec![]),
+        ("licence", |r| r.licence = String::new()),
+    ];
+    for (expected, change) in table {
+        let mut changed = good.clone();
+        change(&mut changed);
+        let error = Signed::sign(changed, &key(3)).unwrap_err();
+        assert!(matches!(&error, Error::OutOfRange { field, .. } if *field == expected), "{expected}: {error:?}");
+    }
+    let mut unmeasured = good.clone();
+    (unmeasured.training.held_out, unmeasured.training.accuracy) = (0, None);
+    assert_eq!(Signed::sign(unmeasured, &key(3)).unwrap().low_noise_accuracy(), None);
+    // Of the most clusters that a charter may have it is still within its limit.
+    let mut large = good;
+    large.training.prior = vec![1.0 / 1024.0; 1024];
+    Signed::sign(large, &key(3)).unwrap();
+}
+
+#[test]
+fn the_papers_router_has_its_parameters() {
+    let mut paper = charter();
+    (paper.latent.channels, paper.centroids) = (4, vec![vec![1.0]; 8]);
+    assert_eq!(RouterRecipe::default().parameters(&paper), 128_940_296);
 }

@@ -6,12 +6,14 @@
 //! | key | value |
 //! |---|---|
 //! | `r` record | the `e` or `v` key that it stands under |
-//! | `e` author charter name | [`Head`]: the manifest with the highest sequence number |
+//! | `e` author charter name | [`Head`]: the manifest with the highest sequence number; of a router under [`ROUTER`] |
 //! | `v` author charter `m` manifest, or `n` name | the revocation; of several the one with the smallest digest |
 //! | `q` author | [`Evidence`] of equivocation |
 
 use crate::{Error, Result};
-use hdd_protocol::{Digest, Manifest, PublicKey, Revocation, RevocationTarget, Verified, decode, encode};
+use hdd_protocol::{
+    Digest, Manifest, PublicKey, Revocation, RevocationTarget, RouterManifest, Verified, decode, encode,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     collections::BTreeSet,
@@ -25,6 +27,44 @@ use std::{
 /// sled's own default is 1 GiB.
 const CACHE_BYTES: u64 = 16 << 20;
 const VALUE_LIMIT: usize = 256;
+
+/// An author's router of a charter is filed under this name, which no expert can have.
+pub(crate) const ROUTER: &str = "/router";
+
+/// What a record is filed by that a later one of the same author, charter and name replaces.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Version<'a> {
+    pub author: PublicKey,
+    pub charter: Digest,
+    pub name: &'a str,
+    pub sequence: u64,
+    pub expires_at: u64,
+    pub digest: Digest,
+}
+
+impl<'a> Version<'a> {
+    pub fn of_expert(m: &'a Verified<Manifest>) -> Self {
+        Self {
+            author: m.author,
+            charter: m.charter,
+            name: &m.name,
+            sequence: m.sequence,
+            expires_at: m.expires_at,
+            digest: m.digest(),
+        }
+    }
+
+    pub fn of_router(r: &Verified<RouterManifest>) -> Self {
+        Self {
+            author: r.author,
+            charter: r.charter,
+            name: ROUTER,
+            sequence: r.sequence,
+            expires_at: r.expires_at,
+            digest: r.digest(),
+        }
+    }
+}
 
 /// Two manifests by one author with one sequence number, in the order of their digests.
 pub(crate) type Evidence = [Digest; 2];
@@ -104,7 +144,7 @@ impl Index {
         Ok(())
     }
 
-    /// Manifests held, of all authors.
+    /// Manifests held, of all authors, of experts and routers.
     pub fn manifests(&self) -> usize {
         self.totals().manifests
     }
@@ -163,7 +203,7 @@ impl Index {
         Ok(if by_name.is_some() { by_name } else { self.get(&key(b'v', &[owner, b"m", digest.as_bytes()]))? })
     }
 
-    /// Experts that `author` has here.
+    /// Experts and routers that `author` has here.
     pub fn experts_of(&self, author: PublicKey) -> Result<Vec<Head>> {
         self.heads(&key(b'e', &[author.as_bytes()]))
     }
@@ -173,12 +213,14 @@ impl Index {
         Ok(self.scan(&key(b'v', &[author.as_bytes()]))?.len())
     }
 
-    /// The newest manifest of every expert that is not revoked and whose author is not distrusted, by author and name.
-    pub fn current(&self, charter: Option<Digest>) -> Result<Vec<Digest>> {
+    /// The newest manifest of every expert, or of every router, that is not revoked and whose author is not distrusted, by
+    /// author and name.
+    pub fn current(&self, charter: Option<Digest>, routers: bool) -> Result<Vec<Digest>> {
         let distrusted: BTreeSet<PublicKey> = self.equivocations()?.into_iter().map(|(author, _)| author).collect();
         let mut digests = Vec::new();
         for (key, value) in self.scan(b"e")? {
-            let wanted = charter.is_none_or(|c| key[33..65] == c.as_bytes()[..]);
+            let of_charter = charter.is_none_or(|c| key[33..65] == c.as_bytes()[..]);
+            let wanted = of_charter && routers == (key[65..] == *ROUTER.as_bytes());
             if wanted && !distrusted.contains(&PublicKey::from_bytes(self.array(&key[1..33])?)) {
                 let head: Head = self.read(&value)?;
                 if self.revoked_under(&key, head.digest)?.is_none() {
@@ -217,9 +259,9 @@ impl Index {
     }
 
     /// Takes a record in; returns one that it made superfluous, which may be the record itself.
-    pub fn add_manifest(&self, m: &Verified<Manifest>) -> Result<Option<Digest>> {
-        let digest = m.digest();
-        let key_of_expert = expert_key(m.author, m.charter, &m.name);
+    pub fn add_version(&self, m: Version<'_>) -> Result<Option<Digest>> {
+        let digest = m.digest;
+        let key_of_expert = expert_key(m.author, m.charter, m.name);
         let mut head = Head { digest, sequence: m.sequence, expires_at: m.expires_at };
         let (mut batch, mut superfluous) = (sled::Batch::default(), None);
         match self.get::<Head>(&key_of_expert)? {
@@ -245,7 +287,7 @@ impl Index {
         Ok(superfluous)
     }
 
-    /// As [`Index::add_manifest`].
+    /// As [`Index::add_version`].
     pub fn add_revocation(&self, r: &Verified<Revocation>) -> Result<Option<Digest>> {
         let (digest, under) = (r.digest(), revocation_key(r));
         let mut batch = sled::Batch::default();

@@ -1,7 +1,13 @@
 //! Signed records: one file each, named by its digest, whose content is the envelope.
 
-use crate::{Error, Registry, RegistryOptions, Result, atomic, index::Head, layout, write_atomically};
-use hdd_protocol::{Announcement, Charter, Digest, Manifest, PublicKey, Revocation, Signed, SignedPayload, Verified};
+use crate::{
+    Error, Registry, RegistryOptions, Result, atomic,
+    index::{Head, ROUTER, Version},
+    layout, write_atomically,
+};
+use hdd_protocol::{
+    Announcement, Charter, Digest, Manifest, PublicKey, Revocation, RouterManifest, Signed, SignedPayload, Verified,
+};
 use std::{
     collections::BTreeSet,
     fs::File,
@@ -23,6 +29,7 @@ pub enum Inserted {
 
 pub(crate) enum Record {
     Manifest(Box<Verified<Manifest>>),
+    Router(Box<Verified<RouterManifest>>),
     Revocation(Verified<Revocation>),
 }
 
@@ -39,25 +46,38 @@ impl Registry {
     /// [`Error::Equivocation`] for another manifest with that number, and from then on for everything by that author;
     /// [`Error::Quota`]; [`Error::Io`] and [`Error::NoSpace`].
     pub fn insert_manifest(&self, m: &Verified<Manifest>, now: u64) -> Result<Inserted> {
-        let digest = m.digest();
+        self.insert_version(Version::of_expert(m), m.bytes(), now)
+    }
+
+    /// Takes a router's manifest in, as [`Registry::insert_manifest`] does an expert's; it counts as one expert of its
+    /// author's.
+    ///
+    /// # Errors
+    /// As [`Registry::insert_manifest`].
+    pub fn insert_router(&self, r: &Verified<RouterManifest>, now: u64) -> Result<Inserted> {
+        self.insert_version(Version::of_router(r), r.bytes(), now)
+    }
+
+    fn insert_version(&self, m: Version<'_>, bytes: &[u8], now: u64) -> Result<Inserted> {
+        let digest = m.digest;
         let guard = self.write_lock();
-        if let Some(revocation) = self.index.revoked(m.author, m.charter, &m.name, digest)? {
+        if let Some(revocation) = self.index.revoked(m.author, m.charter, m.name, digest)? {
             return Err(Error::Revoked { manifest: digest, revocation });
         }
         if let Some(evidence) = self.index.evidence(m.author)? {
             return Err(Error::Equivocation { author: m.author, evidence });
         }
-        let head = self.index.head(m.author, m.charter, &m.name)?;
+        let head = self.index.head(m.author, m.charter, m.name)?;
         match head {
             Some(head) if head.digest == digest => return Ok(Inserted::Known),
             Some(Head { sequence: highest, .. }) if highest > m.sequence => {
-                let (name, sequence) = (m.name.clone(), m.sequence);
+                let (name, sequence) = (m.name.trim_start_matches('/').to_owned(), m.sequence);
                 return Err(Error::Stale { author: m.author, name, sequence, highest });
             }
             Some(_) => {}
             None => self.make_room(m.author, now)?,
         }
-        let replaced = self.store(&guard, digest, m.bytes(), || self.index.add_manifest(m))?;
+        let replaced = self.store(&guard, digest, bytes, || self.index.add_version(m))?;
         match self.index.evidence(m.author)? {
             Some(evidence) => Err(Error::Equivocation { author: m.author, evidence }),
             None => Ok(replaced.map_or(Inserted::New, Inserted::Replaced)),
@@ -136,8 +156,28 @@ impl Registry {
     /// # Errors
     /// [`Error::Io`], [`Error::Index`].
     pub fn manifests(&self, charter: Option<Digest>) -> Result<Vec<Verified<Manifest>>> {
-        let current = self.index.current(charter)?;
+        let current = self.index.current(charter, false)?;
         current.into_iter().filter_map(|digest| self.manifest(digest).transpose()).collect()
+    }
+
+    /// The router's manifest with this digest, as [`Registry::manifest`].
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Index`].
+    pub fn router(&self, digest: Digest) -> Result<Option<Verified<RouterManifest>>> {
+        Ok(match self.load(digest)? {
+            Some(Record::Router(r)) => Some(*r),
+            _ => None,
+        })
+    }
+
+    /// The newest router of every author, as [`Registry::manifests`].
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Index`].
+    pub fn routers(&self, charter: Option<Digest>) -> Result<Vec<Verified<RouterManifest>>> {
+        let current = self.index.current(charter, true)?;
+        current.into_iter().filter_map(|digest| self.router(digest).transpose()).collect()
     }
 
     /// The sequence number that the author's next manifest of this name must have: one above the highest known, or 1.
@@ -146,6 +186,14 @@ impl Registry {
     /// [`Error::Index`].
     pub fn next_sequence(&self, author: PublicKey, charter: Digest, name: &str) -> Result<u64> {
         Ok(self.index.head(author, charter, name)?.map_or(1, |head| head.sequence.saturating_add(1)))
+    }
+
+    /// As [`Registry::next_sequence`], of the author's router.
+    ///
+    /// # Errors
+    /// [`Error::Index`].
+    pub fn next_router_sequence(&self, author: PublicKey, charter: Digest) -> Result<u64> {
+        self.next_sequence(author, charter, ROUTER)
     }
 
     /// Authors that signed two manifests with one sequence number, and the digests of both, which [`Registry::record`]
@@ -157,7 +205,7 @@ impl Registry {
         self.index.equivocations()
     }
 
-    /// At most `limit` digests of manifests and revocations, ascending, beginning after `after`. Revoked manifests are
+    /// At most `limit` digests of manifests, of experts and routers, and revocations, ascending, beginning after `after`. Revoked manifests are
     /// left out: their revocations say all that a peer needs.
     ///
     /// # Errors
@@ -166,13 +214,14 @@ impl Registry {
         self.index.page(after, limit)
     }
 
-    /// The manifest or revocation with this digest, as it travels.
+    /// The record with this digest, as it travels.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Index`].
     pub fn record(&self, digest: Digest) -> Result<Option<Announcement>> {
         Ok(self.load(digest)?.map(|record| match record {
             Record::Manifest(m) => Announcement::Manifest(m.bytes().to_vec()),
+            Record::Router(r) => Announcement::Router(r.bytes().to_vec()),
             Record::Revocation(r) => Announcement::Revocation(r.bytes().to_vec()),
         }))
     }
@@ -221,7 +270,8 @@ impl Registry {
             match read_record(&path, digest) {
                 Ok(Some(record)) => {
                     let superfluous = match &record {
-                        Record::Manifest(m) => self.index.add_manifest(m)?,
+                        Record::Manifest(m) => self.index.add_version(Version::of_expert(m))?,
+                        Record::Router(r) => self.index.add_version(Version::of_router(r))?,
                         Record::Revocation(r) => self.index.add_revocation(r)?,
                     };
                     superfluous.map_or(Ok(()), |old| atomic::remove(&self.record_path(old)))?;
@@ -267,15 +317,21 @@ impl Registry {
     }
 }
 
-/// The digest, which covers the type's domain, tells a manifest from a revocation.
+/// The digest, which covers the type's domain, tells the types apart.
 fn read_record(path: &Path, digest: Digest) -> Result<Option<Record>> {
     let Some(bytes) = read_at_most(path, Manifest::LIMIT)? else { return Ok(None) };
-    let is_manifest = Signed::<Manifest>::from_bytes(&bytes).is_ok_and(|signed| signed.digest() == digest);
-    if is_manifest {
-        open_envelope(path, &bytes, digest).map(|m| Some(Record::Manifest(Box::new(m))))
+    let record = if is_a::<Manifest>(&bytes, digest) {
+        Record::Manifest(Box::new(open_envelope(path, &bytes, digest)?))
+    } else if is_a::<RouterManifest>(&bytes, digest) {
+        Record::Router(Box::new(open_envelope(path, &bytes, digest)?))
     } else {
-        open_envelope(path, &bytes, digest).map(|r| Some(Record::Revocation(r)))
-    }
+        Record::Revocation(open_envelope(path, &bytes, digest)?)
+    };
+    Ok(Some(record))
+}
+
+fn is_a<T: SignedPayload>(bytes: &[u8], digest: Digest) -> bool {
+    Signed::<T>::from_bytes(bytes).is_ok_and(|signed| signed.digest() == digest)
 }
 
 fn open_envelope<T: SignedPayload>(path: &Path, bytes: &[u8], digest: Digest) -> Result<Verified<T>> {

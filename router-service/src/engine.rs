@@ -4,17 +4,16 @@
 //! hears its events. A panic inside libtorch ends the job, not the thread.
 
 use crate::{
-    Ensemble, Error, HeldOut, Member, Report, Result, Router, RouterAccuracy, RouterExamples, admission::test_expert,
-    train_router,
+    Ensemble, Error, HeldOut, Member, Report, Result, RouterAccuracy, RouterExamples, RouterFile, RouterPlan,
+    RouterProgress, TrainedRouter, admission::test_expert,
 };
 use hdd_expert_runtime::{
-    Condition, Guidance, PIXEL_CLAMP, VAE_CLAMP,
+    Condition, Guidance,
     data::{self, Images},
     sampler,
 };
 use hdd_protocol::{
-    Charter, Codec, Digest, ErrorCode, Manifest, Provenance, RouterRecipe, SampleEvent, SampleRequest, ServiceResponse,
-    Verified,
+    Charter, Digest, ErrorCode, Manifest, Provenance, SampleEvent, SampleRequest, ServiceResponse, Verified,
 };
 use std::{
     ops::ControlFlow,
@@ -37,36 +36,13 @@ pub type SampleSink = Box<dyn FnMut(ServiceResponse) -> bool + Send>;
 /// Hears the verdict on an expert.
 pub type AdmitReply = Box<dyn FnOnce(Result<Option<Report>>) + Send>;
 
-/// Where the router comes from.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RouterStage {
-    /// Trained before: read from disk.
-    Loaded,
-    /// In training.
-    Training {
-        /// Steps done.
-        step: u64,
-        /// Steps in all.
-        of: u64,
-        /// Cross-entropy.
-        loss: f64,
-    },
-    /// Trained and saved.
-    Trained(RouterAccuracy),
-}
-
 /// What an engine is made of.
 pub struct EngineConfig {
     /// The network that is served.
     pub charter: Verified<Charter>,
-    /// Images of the aggregator's own: the router is trained on them, held-out names test experts.
+    /// Images of the aggregator's own, which may be none: a router is trained on them, held-out names test experts and
+    /// routers.
     pub images: Images,
-    /// How the router is trained, if it has to be; its shape must be the charter's.
-    pub router: RouterRecipe,
-    /// Weights of the router; read if present, written otherwise.
-    pub router_file: PathBuf,
-    /// Seed of the router's training.
-    pub seed: u64,
     /// Where tensors live.
     pub device: Device,
     /// Threads that libtorch may use; 0 leaves its default.
@@ -77,7 +53,11 @@ pub struct EngineConfig {
     pub queue: usize,
 }
 
+/// Work of the device thread that its caller waits for.
+type Call = Box<dyn FnOnce(&mut Worker) + Send>;
+
 enum Job {
+    Call(Call),
     Admit { manifest: Box<Verified<Manifest>>, weights: PathBuf, reply: AdmitReply },
     Remove(Digest),
     Sample { request: SampleRequest, sink: SampleSink },
@@ -92,18 +72,17 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the thread, which reads or trains the router and then takes jobs. Returns when it takes them;
-    /// `on_router` hears of the router from the device thread and stops the start by returning false.
+    /// Starts the thread, which prepares the images and then takes jobs. It serves once it has a router.
     ///
     /// # Errors
-    /// What reading, training or saving the router met; [`Error::Ended`] if it was stopped.
-    pub fn start(config: EngineConfig, on_router: impl FnMut(RouterStage) -> bool + Send + 'static) -> Result<Self> {
+    /// Images or a charter that this build cannot use; [`Error::Ended`].
+    pub fn start(config: EngineConfig) -> Result<Self> {
         let (jobs, received) = sync_channel(config.queue.max(1));
         let (ready, started) = sync_channel(1);
         let waiting = Arc::new(AtomicU32::new(0));
         let (limits, counter) = (config.charter.limits.sample, waiting.clone());
         let body = move || {
-            let prepared = catch_unwind(AssertUnwindSafe(|| Worker::prepare(config, on_router))).unwrap_or_else(failed);
+            let prepared = catch_unwind(AssertUnwindSafe(|| Worker::prepare(config))).unwrap_or_else(failed);
             match prepared {
                 Ok(mut worker) => {
                     let _ = ready.send(Ok(()));
@@ -118,6 +97,37 @@ impl Engine {
         let thread = thread.map_err(|e| Error::Ended(format!("it could not be started: {e}")))?;
         started.recv().map_err(|_| Error::Ended("it stopped while preparing".into()))??;
         Ok(Self { jobs: Some(jobs), waiting, limits, thread: Some(thread) })
+    }
+
+    /// Trains a router on the images, or goes on with its training; `on_step` hears of it from the device thread and stops
+    /// it by returning false. Blocks until that is done.
+    ///
+    /// # Errors
+    /// [`Error::Router`]; [`Error::Stopped`]; [`Error::Ended`]; files that cannot be read or written.
+    pub fn train_router(
+        &self,
+        plan: RouterPlan,
+        on_step: impl FnMut(RouterProgress) -> bool + Send + 'static,
+    ) -> Result<TrainedRouter> {
+        self.call(move |worker| worker.train_router(&plan, on_step))
+    }
+
+    /// Tests a router and serves with it from now on; the accuracy is absent where it was not measured. Blocks until that is
+    /// done.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]; the router in service, if any, stays. [`Error::Ended`].
+    pub fn use_router(&self, file: RouterFile) -> Result<Option<RouterAccuracy>> {
+        self.call(move |worker| worker.use_router(&file))
+    }
+
+    fn call<T: Send + 'static>(&self, work: impl FnOnce(&mut Worker) -> Result<T> + Send + 'static) -> Result<T> {
+        let (reply, outcome) = sync_channel(1);
+        self.send(Job::Call(Box::new(move |worker| {
+            let outcome = catch_unwind(AssertUnwindSafe(|| work(worker))).unwrap_or_else(failed);
+            let _ = reply.send(outcome); // who asked may have gone
+        })))?;
+        outcome.recv().map_err(|_| ended())?
     }
 
     /// Queues the test of an expert; `reply` hears the outcome from the device thread. Blocks while the queue is full.
@@ -180,50 +190,37 @@ fn failed<T>(panic: Box<dyn std::any::Any + Send>) -> Result<T> {
     Err(Error::Device(text.unwrap_or("unknown panic").lines().next().unwrap_or_default().to_owned()))
 }
 
-struct Worker {
-    charter: Verified<Charter>,
-    ensemble: Ensemble,
-    held_out: HeldOut,
-    router_digest: Digest,
-    device: Device,
+/// What the device thread owns.
+pub(crate) struct Worker {
+    pub charter: Verified<Charter>,
+    pub images: Images,
+    /// Cluster of each image.
+    pub labels: Vec<u16>,
+    /// Those of the images whose names nobody trains on.
+    pub held_out: RouterExamples,
+    /// None before there is a router.
+    pub ensemble: Option<Ensemble>,
+    pub router_digest: Option<Digest>,
+    pub device: Device,
+    test_set: HeldOut,
     max_loss_ratio: f64,
 }
 
 impl Worker {
-    fn prepare(config: EngineConfig, on_router: impl FnMut(RouterStage) -> bool) -> Result<Self> {
+    fn prepare(config: EngineConfig) -> Result<Self> {
         if config.threads > 0 {
             tch::set_num_threads(config.threads as i32);
         }
-        let EngineConfig { charter, images, router: recipe, router_file, seed, device, max_loss_ratio, .. } = config;
-        let labels = data::assign(&data::features(&charter.extractor, &images)?, &charter.centroids);
-        let (held, kept): (Vec<usize>, Vec<usize>) = (0..images.len()).partition(|&i| data::held_out(&images.names[i]));
-        let held_out = HeldOut {
-            latents: images.select(&held).tensor(device)?,
-            labels: held.iter().map(|&i| labels[i]).collect(),
+        let EngineConfig { charter, images, device, max_loss_ratio, .. } = config;
+        let labels = match images.is_empty() {
+            true => Vec::new(),
+            false => data::assign(&data::features(&charter.extractor, &images)?, &charter.centroids),
         };
-        let examples = |rows: &[usize]| -> Result<RouterExamples> {
-            let images = images.select(rows);
-            let of = rows.iter().map(|&i| i64::from(labels[i])).collect::<Vec<_>>();
-            Ok(RouterExamples {
-                latents: images.tensor(device)?,
-                text: data::encode(&charter.text, &images.captions, device)?,
-                labels: Tensor::from_slice(&of).to_device(device),
-            })
-        };
-        let sets = (&examples(&kept)?, &examples(&held)?);
-        let router = obtain_router(&charter, &recipe, &router_file, seed, device, sets, on_router)?;
-        let bytes = std::fs::read(&router_file).map_err(|source| hdd_expert_runtime::Error::Io {
-            action: "read",
-            path: router_file,
-            source,
-        })?;
-        let paper_clamp = match charter.latent.codec {
-            Codec::Pixels => PIXEL_CLAMP,
-            Codec::StableDiffusionVae { .. } => VAE_CLAMP,
-        };
-        let clamp = f64::from(charter.latent.clamp);
-        let ensemble = Ensemble { router, members: Vec::new(), clamp, paper_clamp };
-        Ok(Self { charter, ensemble, held_out, router_digest: Digest::of(&bytes), device, max_loss_ratio })
+        let held_out = RouterExamples::of(&images, &labels, &charter, device, data::held_out)?;
+        let rows = (0..images.len()).filter(|&i| data::held_out(&images.names[i]));
+        let test_set = HeldOut { latents: held_out.latents.shallow_clone(), labels: rows.map(|i| labels[i]).collect() };
+        let (ensemble, router_digest) = (None, None);
+        Ok(Self { charter, images, labels, held_out, ensemble, router_digest, device, test_set, max_loss_ratio })
     }
 
     fn run(&mut self, jobs: Receiver<Job>, waiting: &AtomicU32) {
@@ -233,7 +230,12 @@ impl Worker {
                     let outcome = catch_unwind(AssertUnwindSafe(|| self.admit(&manifest, &weights)));
                     reply(outcome.unwrap_or_else(failed));
                 }
-                Job::Remove(manifest) => self.ensemble.members.retain(|m| m.manifest != manifest),
+                Job::Call(work) => work(self),
+                Job::Remove(manifest) => {
+                    if let Some(ensemble) = &mut self.ensemble {
+                        ensemble.members.retain(|m| m.manifest != manifest);
+                    }
+                }
                 Job::Sample { request, mut sink } => {
                     let outcome = catch_unwind(AssertUnwindSafe(|| self.sample(&request, &mut sink)));
                     waiting.fetch_sub(1, Ordering::SeqCst);
@@ -252,26 +254,22 @@ impl Worker {
     }
 
     fn admit(&mut self, manifest: &Verified<Manifest>, weights: &std::path::Path) -> Result<Option<Report>> {
-        let (expert, report) = test_expert(
-            &manifest.spec,
-            weights,
-            &self.held_out,
-            self.ensemble.clamp,
-            self.max_loss_ratio,
-            self.device,
-        )?;
-        self.ensemble.members.retain(|m| m.manifest != manifest.digest());
-        self.ensemble.members.push(Member { manifest: manifest.digest(), expert });
+        let ensemble = self.ensemble.as_mut().ok_or(Error::NoRouter)?;
+        let (spec, ratio) = (&manifest.spec, self.max_loss_ratio);
+        let (expert, report) = test_expert(spec, weights, &self.test_set, ensemble.clamp, ratio, self.device)?;
+        ensemble.members.retain(|m| m.manifest != manifest.digest());
+        ensemble.members.push(Member { manifest: manifest.digest(), expert });
         Ok(report)
     }
 
     /// Denoises a request in micro-batches. Ends early, without an error, when the client leaves.
     fn sample(&self, request: &SampleRequest, sink: &mut SampleSink) -> Result<()> {
         let _guard = tch::no_grad_guard();
-        if self.ensemble.members.is_empty() {
+        let ensemble = self.ensemble.as_ref().ok_or(Error::NoRouter)?;
+        if ensemble.members.is_empty() {
             return Err(Error::NoExpert(self.charter.digest()));
         }
-        let times = sampler::time_grid(request.steps, 1.0);
+        let times = sampler::time_grid(request.steps, request.shift.into());
         let seeds: Vec<u64> = (0..u64::from(request.count)).map(|i| request.seed + i).collect();
         let batches = seeds.len().div_ceil(MICRO_BATCH) as u32;
         let of = request.steps * batches;
@@ -280,8 +278,7 @@ impl Worker {
             let latent = &self.charter.latent;
             let shape = [latent.channels, latent.size, latent.size].map(i64::from);
             let noise = sampler::noise(seeds, shape, self.device);
-            let fusion =
-                self.ensemble.fusion(request.selection, request.conversion, request.converted_below, seeds.len());
+            let fusion = ensemble.fusion(request.selection, request.conversion, request.converted_below, seeds.len());
             let on_step = |done: u32| {
                 let done = done + index * request.steps;
                 match sink(ServiceResponse::Event(SampleEvent::Step { done, of })) {
@@ -294,7 +291,7 @@ impl Worker {
             };
             for ((picture, experts), &seed) in sampler::to_pictures(&x0)?.into_iter().zip(fusion.shares()).zip(seeds) {
                 let provenance =
-                    Provenance { charter: self.charter.digest(), router: Some(self.router_digest), seed, experts };
+                    Provenance { charter: self.charter.digest(), router: self.router_digest, seed, experts };
                 if !sink(ServiceResponse::Event(SampleEvent::Picture { picture, provenance })) {
                     return Ok(());
                 }
@@ -317,42 +314,4 @@ impl Worker {
             Guidance { scale: vec![f64::from(request.guidance); batch], negative: encode(&request.negative)? };
         Ok(Condition { text: encode(&request.prompt)?, guidance: guided.then_some(guidance) })
     }
-}
-
-/// Reads the router's file, or trains one and writes it.
-fn obtain_router(
-    charter: &Charter,
-    recipe: &RouterRecipe,
-    file: &std::path::Path,
-    seed: u64,
-    device: Device,
-    (kept, held_out): (&RouterExamples, &RouterExamples),
-    mut on_router: impl FnMut(RouterStage) -> bool,
-) -> Result<Router> {
-    let mut router = Router::of_charter(charter, seed, device);
-    if file.exists() {
-        match router.read(file) {
-            Ok(()) => {
-                on_router(RouterStage::Loaded);
-                return Ok(router);
-            }
-            Err(e) => tracing::warn!(error = %e, "the router's file is damaged; training it again"),
-        }
-    }
-    let mut finished = true;
-    train_router(&router, recipe, kept, seed, |step, loss| {
-        finished = on_router(RouterStage::Training { step, of: recipe.steps, loss });
-        finished
-    })?;
-    if !finished {
-        return Err(Error::Ended("it was stopped while training the router".into()));
-    }
-    let aside = file.with_extension("partial");
-    let io = |source| hdd_expert_runtime::Error::Io { action: "write", path: file.to_owned(), source };
-    let _ = std::fs::remove_file(&aside); // left by a process that was killed
-    router.save(&aside)?;
-    std::fs::rename(&aside, file).map_err(io)?;
-    on_router(RouterStage::Trained(router.accuracy(held_out, recipe.text)?));
-    router.freeze();
-    Ok(router)
 }

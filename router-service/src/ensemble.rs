@@ -1,32 +1,35 @@
 //! Fusion of experts into one velocity field: `u(x) = sum_k p(k | x, t) u_k(x)` (paper Eq. 1).
+//!
+//! Router and experts are networks by default; any [`ClusterPosterior`] and [`ClusterExpert`]s can stand in their places, so
+//! that fusion is held against exact oracles.
 
 use crate::{Candidate, Router, weights};
-use hdd_expert_runtime::{Condition, Expert, VelocityField, column};
+use hdd_expert_runtime::{ClusterExpert, ClusterPosterior, Condition, Expert, VelocityField, column};
 use hdd_protocol::{Conversion, Digest, ExpertSelection, Schedule, Share};
 use std::cell::RefCell;
 use tch::Tensor;
 
 /// An admitted expert.
-pub struct Member {
+pub struct Member<E = Expert> {
     /// Its manifest.
     pub manifest: Digest,
     /// Its network.
-    pub expert: Expert,
+    pub expert: E,
 }
 
 /// Admitted experts and the router over their charter's clusters.
-pub struct Ensemble {
+pub struct Ensemble<R = Router, E = Expert> {
     /// Predicts clusters.
-    pub router: Router,
+    pub router: R,
     /// Experts, in no order.
-    pub members: Vec<Member>,
+    pub members: Vec<Member<E>>,
     /// Predicted clean samples are clamped to plus or minus this.
     pub clamp: f64,
     /// The paper's clamp in this latent space, for its own conversion.
     pub paper_clamp: f64,
 }
 
-impl Ensemble {
+impl<R: ClusterPosterior, E: ClusterExpert> Ensemble<R, E> {
     /// This ensemble as a velocity field for one batch of `images`.
     pub fn fusion(
         &self,
@@ -34,11 +37,11 @@ impl Ensemble {
         conversion: Conversion,
         converted_below: Option<f32>,
         images: usize,
-    ) -> Fusion<'_> {
-        let candidates = self.members.iter().map(|m| {
-            let spec = m.expert.spec();
-            Candidate { cluster: spec.cluster, linear: spec.schedule == Schedule::Linear }
-        });
+    ) -> Fusion<'_, R, E> {
+        let candidates = self
+            .members
+            .iter()
+            .map(|m| Candidate { cluster: m.expert.cluster(), linear: m.expert.schedule() == Schedule::Linear });
         Fusion {
             ensemble: self,
             selection,
@@ -51,8 +54,8 @@ impl Ensemble {
 }
 
 /// An [`Ensemble`] with the settings of a request. Remembers how much each expert contributed to each image.
-pub struct Fusion<'a> {
-    ensemble: &'a Ensemble,
+pub struct Fusion<'a, R = Router, E = Expert> {
+    ensemble: &'a Ensemble<R, E>,
     selection: ExpertSelection,
     conversion: Conversion,
     converted_below: Option<f32>,
@@ -60,12 +63,14 @@ pub struct Fusion<'a> {
     used: RefCell<Vec<Vec<f64>>>, // (images, members), summed weights
 }
 
-impl Fusion<'_> {
+impl<R: ClusterPosterior, E: ClusterExpert> Fusion<'_, R, E> {
     /// Each image's experts with their mean weight over the evaluations so far, heaviest first.
     pub fn shares(&self) -> Vec<Vec<Share>> {
-        let share = |member: &Member, weight: f64| {
-            let spec = member.expert.spec();
-            Share { manifest: member.manifest, cluster: spec.cluster, objective: spec.objective, weight: weight as f32 }
+        let share = |member: &Member<E>, weight: f64| Share {
+            manifest: member.manifest,
+            cluster: member.expert.cluster(),
+            objective: member.expert.objective(),
+            weight: weight as f32,
         };
         let used = self.used.borrow();
         used.iter()
@@ -80,13 +85,9 @@ impl Fusion<'_> {
     }
 }
 
-impl VelocityField for Fusion<'_> {
+impl<R: ClusterPosterior, E: ClusterExpert> VelocityField for Fusion<'_, R, E> {
     fn velocity(&self, x: &Tensor, t: &[f64], condition: &Condition) -> hdd_expert_runtime::Result<Tensor> {
-        let posterior = self
-            .ensemble
-            .router
-            .posterior(x, t, condition.text.as_ref())
-            .map_err(|e| hdd_expert_runtime::Error::Torch(e.to_string()))?;
+        let posterior = self.ensemble.router.posterior(x, t, condition.text.as_ref())?;
         // (images, members)
         let weights: Vec<Vec<f64>> = posterior
             .iter()
@@ -108,7 +109,7 @@ impl VelocityField for Fusion<'_> {
                 Conversion::Aligned { .. } => self.ensemble.clamp,
                 Conversion::Paper { .. } => self.ensemble.paper_clamp,
             };
-            let field = member.expert.field(self.conversion, clamp);
+            let field = member.expert.velocity_field(self.conversion, clamp);
             let part = x.index_select(0, &index);
             let v = field.velocity(&part, &times, &condition.rows(&rows, &index))?;
             let v = v * column(rows.iter().map(|&r| weights[r][i]), &part);

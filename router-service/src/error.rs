@@ -9,9 +9,18 @@ pub enum Error {
     /// The router cannot be trained.
     #[error("the router's training failed: {0}")]
     Router(String),
+    /// Training was stopped, and saved.
+    #[error("the router's training was stopped and saved at step {step}; run the same command again to go on")]
+    Stopped {
+        /// Steps done.
+        step: u64,
+    },
     /// A request that no aggregator of this charter could serve.
     #[error(transparent)]
     Invalid(#[from] hdd_protocol::Error),
+    /// There is no router yet.
+    #[error("there is no router yet; ask again in a few minutes")]
+    NoRouter,
     /// No expert is admitted.
     #[error("no expert of charter {} is admitted yet; contribute one, or ask again later", .0.short())]
     NoExpert(Digest),
@@ -34,11 +43,14 @@ impl Error {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Invalid(_) => ErrorCode::Invalid,
-            Self::NoExpert(_) => ErrorCode::NotReady,
+            Self::NoRouter | Self::NoExpert(_) => ErrorCode::NotReady,
             Self::Busy(_) => ErrorCode::Busy,
-            Self::Refused(_) | Self::Router(_) | Self::Ended(_) | Self::Device(_) | Self::Expert(_) => {
-                ErrorCode::Internal
-            }
+            Self::Refused(_)
+            | Self::Router(_)
+            | Self::Stopped { .. }
+            | Self::Ended(_)
+            | Self::Device(_)
+            | Self::Expert(_) => ErrorCode::Internal,
         }
     }
 }

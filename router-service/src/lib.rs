@@ -6,20 +6,26 @@
 //!
 //! **Architecture Invariant:** tensors stay on the [`Engine`]'s thread; callers talk to it over a bounded channel.
 
+mod accuracy;
 mod admission;
 mod engine;
 mod ensemble;
 mod error;
 mod policy;
 mod router;
+mod router_admission;
+mod router_jobs;
 mod selection;
 mod train;
 
+pub use accuracy::RouterAccuracy;
 pub use admission::{HeldOut, Report, test_expert};
-pub use engine::{AdmitReply, Engine, EngineConfig, RouterStage, SampleSink};
+pub use engine::{AdmitReply, Engine, EngineConfig, SampleSink};
 pub use ensemble::{Ensemble, Fusion, Member};
 pub use error::{Error, Result};
 pub use policy::{Decision, Policy};
 pub use router::Router;
+pub use router_admission::{RouterCheck, test_router};
+pub use router_jobs::{RouterFile, RouterPlan, TrainedRouter};
 pub use selection::{Candidate, weights};
-pub use train::{RouterAccuracy, RouterExamples, train_router};
+pub use train::{RouterExamples, RouterParent, RouterProgress, RouterTrainer};

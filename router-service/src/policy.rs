@@ -26,18 +26,26 @@ pub enum Decision {
 impl Policy {
     /// Decides on a current manifest; `serving` counts experts in service by cluster.
     pub fn decide(&self, m: &Verified<Manifest>, serving: &HashMap<u16, usize>) -> Decision {
-        if self.blocked.contains(&m.author) {
-            return Decision::Declined(format!("author {} is blocked here", m.author.short()));
-        }
-        if !self.allowed.is_empty() && !self.allowed.contains(&m.author) {
-            return Decision::Declined(format!(
-                "author {} is unknown here; only listed authors are taken",
-                m.author.short()
-            ));
+        if let Decision::Declined(why) = self.decide_on_author(m.author) {
+            return Decision::Declined(why);
         }
         let count = serving.get(&m.spec.cluster).copied().unwrap_or(0);
         if self.per_cluster > 0 && count >= self.per_cluster {
             return Decision::Declined(format!("cluster {} has its {} experts", m.spec.cluster, self.per_cluster));
+        }
+        Decision::Wanted
+    }
+
+    /// Decides on what somebody published, whatever it is.
+    pub fn decide_on_author(&self, author: PublicKey) -> Decision {
+        if self.blocked.contains(&author) {
+            return Decision::Declined(format!("author {} is blocked here", author.short()));
+        }
+        if !self.allowed.is_empty() && !self.allowed.contains(&author) {
+            return Decision::Declined(format!(
+                "author {} is unknown here; only listed authors are taken",
+                author.short()
+            ));
         }
         Decision::Wanted
     }

@@ -6,6 +6,7 @@
 
 use crate::Result;
 use hdd_expert_runtime::{
+    ClusterPosterior,
     network::{
         Attention, Mlp, PatchEmbed, TimestepEmbed, fill_normal, gate, linear, modulate, norm, position_embedding,
     },
@@ -126,6 +127,11 @@ impl Router {
         Ok(weights::write(path, &self.parameters(), HashMap::from([("format".into(), "pt".into())]))?)
     }
 
+    /// Where its weights lie.
+    pub fn device(&self) -> Device {
+        self.store.device()
+    }
+
     /// Named parameters, in the order of their names.
     pub fn parameters(&self) -> Named {
         self.store.variables().into_iter().collect()
@@ -153,12 +159,10 @@ impl Router {
         let h = first.forward(&h.select(1, 0)).gelu("tanh"); // (B, D)
         last.forward(&norm.forward(&h).gelu("tanh"))
     }
+}
 
-    /// Posterior over clusters, one row an image.
-    ///
-    /// # Errors
-    /// What libtorch refuses.
-    pub fn posterior(&self, x: &Tensor, t: &[f64], text: Option<&Tensor>) -> Result<Vec<Vec<f64>>> {
+impl ClusterPosterior for Router {
+    fn posterior(&self, x: &Tensor, t: &[f64], text: Option<&Tensor>) -> hdd_expert_runtime::Result<Vec<Vec<f64>>> {
         let p = self.logits(x, t, text).softmax(-1, Kind::Double).to_device(Device::Cpu);
         Ok(Vec::<Vec<f64>>::try_from(&p)?)
     }

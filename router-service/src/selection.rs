@@ -112,5 +112,51 @@ mod tests {
             prop_assert!((got.iter().sum::<f64>() - 1.0).abs() < 1e-9);
             prop_assert!(got.iter().all(|w| *w >= 0.0));
         }
+
+        #[test]
+        fn a_threshold_asks_one_side_where_it_has_experts(
+            p in prop::collection::vec(0.01f64..1.0, 4), list in prop::collection::vec((0u16..4, any::<bool>()), 1..6),
+            time in 0.0f32..1.0, t in 0.0f64..1.0, reversed: bool,
+        ) {
+            let list = candidates(&list);
+            let got = weights(&p, &list, ExpertSelection::Threshold { time, reversed }, None, t);
+            let full = weights(&p, &list, ExpertSelection::Full, None, t);
+            let side = if reversed { t <= f64::from(time) } else { t > f64::from(time) };
+            check_mask(&got, &full, &list, side)?;
+            // Swapping the sides at the same time asks the others.
+            let other = weights(&p, &list, ExpertSelection::Threshold { time, reversed: !reversed }, None, t);
+            check_mask(&other, &full, &list, !side)?;
+        }
+
+        #[test]
+        fn the_gate_keeps_converted_experts_out_of_high_noise(
+            p in prop::collection::vec(0.01f64..1.0, 4), list in prop::collection::vec((0u16..4, any::<bool>()), 1..6),
+            gate in 0.0f32..1.0, t in 0.0f64..1.0, k in 1u16..6,
+        ) {
+            let list = candidates(&list);
+            let gated = |selection| weights(&p, &list, selection, Some(gate), t);
+            let open = |selection| weights(&p, &list, selection, None, t);
+            if t <= f64::from(gate) {
+                prop_assert_eq!(gated(ExpertSelection::TopK(k)), open(ExpertSelection::TopK(k)));
+            } else {
+                check_mask(&gated(ExpertSelection::Full), &open(ExpertSelection::Full), &list, FM)?;
+                // k counts experts that are asked: the gate comes first.
+                let allowed = gated(ExpertSelection::Full).iter().filter(|w| **w > 0.0).count();
+                let asked = gated(ExpertSelection::TopK(k)).iter().filter(|w| **w > 0.0).count();
+                prop_assert_eq!(asked, allowed.min(usize::from(k)));
+            }
+        }
+    }
+
+    /// `got` is `full` on the experts whose `linear` is `side`, renormalised; all of it where there are none.
+    fn check_mask(got: &[f64], full: &[f64], list: &[Candidate], side: bool) -> Result<(), TestCaseError> {
+        let none = list.iter().all(|c| c.linear != side);
+        let kept: Vec<f64> =
+            full.iter().zip(list).map(|(w, c)| if none || c.linear == side { *w } else { 0.0 }).collect();
+        let total: f64 = kept.iter().sum();
+        for (got, kept) in got.iter().zip(kept) {
+            prop_assert!((got - kept / total).abs() < 1e-12, "{got} for {}", kept / total);
+        }
+        Ok(())
     }
 }

@@ -1,15 +1,30 @@
 //! Training of the router (paper Section 6.3): cross-entropy to the clusters' labels on the linear path.
+//!
+//! Every random draw of a step comes from the run's seed and the step's number, as in an expert's training, so that a run
+//! that was stopped goes on as if it had not been.
 
 use crate::{Error, Result, Router};
-use hdd_expert_runtime::{Adam, AdamState, column, train::draw_times};
-use hdd_protocol::{RouterRecipe, TimeSampling};
+use hdd_expert_runtime::{
+    Adam, AdamState, column,
+    data::{self, Images},
+    train::{Stop, draw_times},
+    weights::{self, Named},
+};
+use hdd_protocol::{Charter, Digest, RouterRecipe, TimeSampling, Verified, encode};
 use rand::{Rng, SeedableRng, seq::index};
 use rand_chacha::ChaCha12Rng;
-use std::f64::consts::PI;
-use tch::{Kind, Tensor};
+use std::{
+    collections::HashMap,
+    f64::consts::PI,
+    fs, io,
+    path::{Path, PathBuf},
+};
+use tch::{Device, Kind, Tensor};
 
-/// Bins of time that accuracy is reported for.
-const BINS: usize = 10;
+/// Share of the images that are trained on without their text, so that the router also serves requests without a prompt.
+const TEXT_DROPOUT: f64 = 0.1;
+/// The step size ends at this share of the first (Section 6.3: 5e-5 to 5e-7).
+const LAST_RATE: f64 = 0.01;
 
 /// Labelled latents.
 pub struct RouterExamples {
@@ -21,93 +36,234 @@ pub struct RouterExamples {
     pub labels: Tensor,
 }
 
-/// Share of right predictions.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RouterAccuracy {
-    /// Over all times.
-    pub mean: f64,
-    /// In ten equal bins of `t`, from data to noise.
-    pub per_bin: [f64; BINS],
-}
-
 impl RouterExamples {
-    fn len(&self) -> usize {
-        self.latents.size()[0] as usize
+    /// Those of `images` whose name `is_wanted`; `labels` has one cluster an image.
+    ///
+    /// # Errors
+    /// A text encoder that this build lacks; what libtorch refuses.
+    pub fn of(
+        images: &Images,
+        labels: &[u16],
+        charter: &Charter,
+        device: Device,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<Self> {
+        let rows: Vec<usize> = (0..images.len()).filter(|&i| is_wanted(&images.names[i])).collect();
+        let labels: Vec<i64> = rows.iter().map(|&i| i64::from(labels[i])).collect();
+        let images = images.select(&rows);
+        Ok(Self {
+            latents: images.tensor(device)?,
+            text: data::encode(&charter.text, &images.captions, device)?,
+            labels: Tensor::from_slice(&labels).to_device(device),
+        })
     }
 
-    fn select(&self, indices: &[i64]) -> Self {
+    /// Number of images, N.
+    pub fn len(&self) -> usize {
+        self.labels.size().first().map_or(0, |&n| n as usize)
+    }
+
+    /// True if there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Share of the images in each of `clusters` clusters.
+    pub fn prior(&self, clusters: u16) -> Vec<f32> {
+        let count = |k| self.labels.eq(i64::from(k)).sum(Kind::Int64).int64_value(&[]);
+        (0..clusters).map(|k| count(k) as f32 / self.len() as f32).collect()
+    }
+
+    pub(crate) fn select(&self, indices: &[i64]) -> Self {
         let indices = Tensor::from_slice(indices).to_device(self.latents.device());
         let rows = |t: &Tensor| t.index_select(0, &indices);
         Self { latents: rows(&self.latents), text: rows(&self.text), labels: rows(&self.labels) }
     }
 
-    /// Linear-path points of all examples at `t`.
-    fn noised(&self, t: &[f64]) -> Tensor {
+    /// Linear-path points of all examples at `t`, `(N, C, H, W)`.
+    pub(crate) fn noised(&self, t: &[f64], noise: &Tensor) -> Tensor {
         let column = |f: fn(f64) -> f64| column(t.iter().map(|&t| f(t)), &self.latents);
-        column(|t| 1.0 - t) * &self.latents + column(|t| t) * self.latents.randn_like()
+        column(|t| 1.0 - t) * &self.latents + column(|t| t) * noise
     }
 }
 
-/// Trains `router` in place; `on_step` hears of steps done and the loss, and stops training by returning false.
-///
-/// Text is dropped for a tenth of the images, so that the router also serves requests without a prompt.
-///
-/// # Errors
-/// [`Error::Router`] if the loss is no number; what libtorch refuses.
-pub fn train_router(
-    router: &Router,
-    recipe: &RouterRecipe,
-    examples: &RouterExamples,
+/// Weights to train on.
+#[derive(Debug, Clone)]
+pub struct RouterParent {
+    /// The file.
+    pub weights: PathBuf,
+    /// Its digest.
+    pub digest: Digest,
+}
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RouterProgress {
+    /// Steps done.
+    pub step: u64,
+    /// Steps in all.
+    pub of: u64,
+    /// Cross-entropy of the step's batch.
+    pub loss: f64,
+}
+
+/// A router in training.
+pub struct RouterTrainer {
+    router: Router,
+    params: Vec<Tensor>,
+    state: AdamState,
+    recipe: RouterRecipe,
     seed: u64,
-    mut on_step: impl FnMut(u64, f64) -> bool,
-) -> Result<()> {
-    let mut params: Vec<Tensor> = router.parameters().into_values().collect();
-    let state = AdamState::new(&params);
-    let adam = Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: recipe.weight_decay };
-    let mut rng = ChaCha12Rng::seed_from_u64(seed);
-    tch::manual_seed(rng.random());
-    let batch = (recipe.batch as usize).min(examples.len());
-    for step in 0..recipe.steps {
+    step: u64,
+    /// Names what the weights are a function of.
+    run: Digest,
+}
+
+impl RouterTrainer {
+    /// A run on `examples` of the charter's clusters from fresh weights, or from those of `parent`.
+    ///
+    /// # Errors
+    /// [`Error::Router`] without images, or for a recipe of another shape than the charter's; a parent's file that does not
+    /// fit.
+    pub fn new(
+        charter: &Verified<Charter>,
+        recipe: &RouterRecipe,
+        examples: &RouterExamples,
+        seed: u64,
+        parent: Option<&RouterParent>,
+        device: Device,
+    ) -> Result<Self> {
+        recipe.check()?;
+        if examples.is_empty() {
+            return Err(Error::Router("there is no image to train on".into()));
+        }
+        if !recipe.has_shape_of(&charter.router) {
+            return Err(Error::Router("its recipe has another shape than the charter's".into()));
+        }
+        let router = Router::of_charter(charter, seed, device);
+        if let Some(parent) = parent {
+            weights::read_into(&parent.weights, &router.parameters())?;
+        }
+        let data = (examples.len() as u64, examples.prior(charter.clusters()));
+        let run = Digest::of(&encode(&(charter.digest(), recipe, seed, parent.map(|p| p.digest), data))?);
+        let params: Vec<Tensor> = router.parameters().into_values().collect();
+        let state = AdamState::new(&params);
+        Ok(Self { router, params, state, recipe: recipe.clone(), seed, step: 0, run })
+    }
+
+    /// Steps done.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// The router as it stands.
+    pub fn router(&self) -> &Router {
+        &self.router
+    }
+
+    /// Goes on where [`RouterTrainer::save`] left a run of the same charter, recipe, seed, parent and images in `folder`.
+    /// Returns whether there was one.
+    ///
+    /// # Errors
+    /// [`Error::Router`] for a damaged file.
+    pub fn resume(&mut self, folder: &Path) -> Result<bool> {
+        let file = self.file(folder);
+        if !file.exists() {
+            return Ok(false);
+        }
+        let state = self.training_state();
+        weights::read_into(&file, &state).map_err(|e| Error::Router(format!("{e}; remove it to begin anew")))?;
+        self.step = state.get(STEP).map_or(0, |step| step.int64_value(&[]).max(0) as u64);
+        Ok(true)
+    }
+
+    /// Saves the run in `folder`: all that it needs to go on, whole or not at all.
+    ///
+    /// # Errors
+    /// As [`weights::write`].
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        replace(&self.file(folder), |file| Ok(weights::write(file, &self.training_state(), HashMap::new())?))
+    }
+
+    /// Trains until the recipe's steps are done or `on_step` says stop. `on_step` sees the trainer between steps, and may
+    /// save.
+    ///
+    /// # Errors
+    /// [`Error::Router`] if the loss is no number, with what was saved untouched; what `on_step` returns.
+    pub fn run(
+        &mut self,
+        examples: &RouterExamples,
+        mut on_step: impl FnMut(&Self, RouterProgress) -> Result<bool>,
+    ) -> Result<Stop> {
+        while self.step < self.recipe.steps {
+            let loss = self.advance(examples)?;
+            let progress = RouterProgress { step: self.step, of: self.recipe.steps, loss };
+            if !on_step(self, progress)? && self.step < self.recipe.steps {
+                return Ok(Stop::Interrupted);
+            }
+        }
+        Ok(Stop::Finished)
+    }
+
+    fn advance(&mut self, examples: &RouterExamples) -> Result<f64> {
+        let recipe = &self.recipe;
+        let mut rng = ChaCha12Rng::seed_from_u64(self.seed);
+        rng.set_stream(self.step);
+        tch::manual_seed(rng.random());
+        let batch = (recipe.batch as usize).min(examples.len());
         let indices: Vec<i64> = index::sample(&mut rng, examples.len(), batch).iter().map(|i| i as i64).collect();
         let batch = examples.select(&indices);
         let t = draw_times(TimeSampling::Uniform, indices.len(), &mut rng);
-        let kept = column(t.iter().map(|_| f64::from(u8::from(rng.random_bool(0.9)))), &batch.text);
-        let loss =
-            router.logits(&batch.noised(&t), &t, Some(&(&batch.text * kept))).cross_entropy_for_logits(&batch.labels);
+        let kept = column(t.iter().map(|_| f64::from(u8::from(!rng.random_bool(TEXT_DROPOUT)))), &batch.text);
+        let x = batch.noised(&t, &batch.latents.randn_like());
+        let loss = self.router.logits(&x, &t, Some(&(&batch.text * kept))).cross_entropy_for_logits(&batch.labels);
         loss.backward();
+        let value = loss.double_value(&[]);
+        if !value.is_finite() {
+            let why = format!("its loss is {value} after {} steps; lower the learning rate", self.step);
+            return Err(Error::Router(why));
+        }
+        // A parameter that took no part, such as the text's in a batch without any, has no gradient.
         let grads: Vec<Tensor> =
-            params.iter().map(|p| if p.grad().defined() { p.grad() } else { p.zeros_like() }).collect();
-        let progress = step as f64 / recipe.steps as f64;
-        let rate = recipe.learning_rate * (0.01 + 0.99 * (1.0 + (PI * progress).cos()) / 2.0);
-        state.step(&params, &grads, step + 1, rate, adam)?;
-        for param in &mut params {
+            self.params.iter().map(|p| if p.grad().defined() { p.grad() } else { p.zeros_like() }).collect();
+        let progress = self.step as f64 / recipe.steps as f64;
+        let cosine = (1.0 + (PI * progress).cos()) / 2.0;
+        let rate = recipe.learning_rate * (LAST_RATE + (1.0 - LAST_RATE) * cosine);
+        let adam = Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: recipe.weight_decay };
+        self.step += 1;
+        self.state.step(&self.params, &grads, self.step, rate, adam)?;
+        for param in &mut self.params {
             param.zero_grad();
         }
-        let loss = loss.double_value(&[]);
-        if !loss.is_finite() {
-            return Err(Error::Router(format!("its loss is {loss} at step {step}; lower the charter's learning rate")));
-        }
-        if !on_step(step + 1, loss) {
-            break;
-        }
+        Ok(value)
     }
-    Ok(())
+
+    fn file(&self, folder: &Path) -> PathBuf {
+        folder.join(format!("{}.safetensors", self.run))
+    }
+
+    /// What a resumed run needs; all but the step share storage with the trainer's.
+    fn training_state(&self) -> Named {
+        let mut state = Named::new();
+        for (i, name) in self.router.parameters().into_keys().enumerate() {
+            state.insert(format!("weights.{name}"), self.params[i].detach());
+            state.insert(format!("first.{name}"), self.state.first[i].shallow_clone());
+            state.insert(format!("second.{name}"), self.state.second[i].shallow_clone());
+        }
+        state.insert(STEP.into(), Tensor::from(self.step as i64));
+        state
+    }
 }
 
-impl Router {
-    /// Accuracy on `examples`, each at one time of every bin; with their text if `with_text`.
-    ///
-    /// # Errors
-    /// What libtorch refuses.
-    pub fn accuracy(&self, examples: &RouterExamples, with_text: bool) -> Result<RouterAccuracy> {
-        let _guard = tch::no_grad_guard();
-        let mut per_bin = [0.0; BINS];
-        for (bin, share) in per_bin.iter_mut().enumerate() {
-            let t = vec![(bin as f64 + 0.5) / BINS as f64; examples.len()];
-            let text = with_text.then_some(&examples.text);
-            let guess = self.logits(&examples.noised(&t), &t, text).argmax(-1, false);
-            *share = guess.eq_tensor(&examples.labels).to_kind(Kind::Double).mean(None).double_value(&[]);
-        }
-        Ok(RouterAccuracy { mean: per_bin.iter().sum::<f64>() / BINS as f64, per_bin })
-    }
+/// Name of the number of steps done in a saved run.
+const STEP: &str = "step";
+
+/// Writes a file aside and renames it, so that a reader sees whole ones only.
+pub(crate) fn replace(file: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let failed = |source: io::Error| hdd_expert_runtime::Error::Io { action: "write", path: file.to_owned(), source };
+    let aside = file.with_extension("partial");
+    let _ = fs::remove_file(&aside); // left by a process that was killed
+    fs::create_dir_all(file.parent().unwrap_or(file)).map_err(failed)?;
+    write(&aside)?;
+    Ok(fs::rename(&aside, file).map_err(failed)?)
 }

@@ -1,9 +1,10 @@
 //! Fusion and admission of real (small, random) networks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failed step is a failed test
 
-use hdd_expert_runtime::{Condition, Expert, Guidance, VelocityField, sampler};
+use hdd_expert_runtime::{ClusterPosterior, Condition, Expert, Guidance, VelocityField, sampler};
 use hdd_protocol::{
     Architecture, Conversion, Digest, ExpertSelection, ExpertSpec, Objective, RouterRecipe, Schedule, Solver,
+    TimestepMap,
 };
 use hdd_router_service::{Ensemble, HeldOut, Member, Router, test_expert};
 use std::ops::ControlFlow;
@@ -14,7 +15,7 @@ const SHAPE: [i64; 3] = [3, 8, 8];
 fn spec(objective: Objective, schedule: Schedule, cluster: u16) -> ExpertSpec {
     let architecture =
         Architecture { channels: 3, size: 8, text_width: 6, text_length: 3, ..Architecture::new(16, 2, 2, 2) };
-    ExpertSpec { architecture, objective, schedule, cluster }
+    ExpertSpec { architecture, objective, schedule, cluster, timestep_map: TimestepMap::Paper, preconditioning: None }
 }
 
 /// Redraws every parameter, so that no zero-initialised branch hides a mistake.
@@ -73,23 +74,52 @@ fn the_full_ensemble_is_the_routers_weighted_sum() {
     }
 }
 
+/// Images of these seeds, on a shifted grid, through the whole of fusion.
+fn draw(
+    ensemble: &Ensemble,
+    selection: ExpertSelection,
+    solver: Solver,
+    seeds: &[u64],
+    condition: &Condition,
+) -> Tensor {
+    let fusion = ensemble.fusion(selection, Conversion::DEFAULT, None, seeds.len());
+    let noise = sampler::noise(seeds, SHAPE, Device::Cpu);
+    let go_on = |_| ControlFlow::Continue(());
+    sampler::sample(&fusion, noise, condition, &sampler::time_grid(4, 2.0), solver, go_on).unwrap().unwrap()
+}
+
 #[test]
 fn a_picture_sampled_beside_others_is_the_one_sampled_alone() {
     let _guard = tch::no_grad_guard();
     let ensemble = ensemble();
     for selection in [ExpertSelection::Top1, ExpertSelection::TopK(2), ExpertSelection::Full] {
-        let run = |seeds: &[u64], condition: &Condition| {
-            let fusion = ensemble.fusion(selection, Conversion::DEFAULT, None, seeds.len());
-            let noise = sampler::noise(seeds, SHAPE, Device::Cpu);
-            let go_on = |_| ControlFlow::Continue(());
-            sampler::sample(&fusion, noise, condition, &sampler::time_grid(8, 1.0), Solver::Heun, go_on)
-                .unwrap()
-                .unwrap()
-        };
-        let together = run(&[7, 8, 9, 10], &condition(4));
-        let alone = run(&[7], &condition(1));
-        assert!(distance(&together.narrow(0, 0, 1), &alone) < 1e-4, "{selection:?}");
+        for solver in [Solver::Euler, Solver::Heun, Solver::Multistep] {
+            let run = |seeds: &[u64]| draw(&ensemble, selection, solver, seeds, &condition(seeds.len() as i64));
+            let together = run(&[7, 8, 9, 10]);
+            assert!(distance(&together.narrow(0, 0, 1), &run(&[7])) < 1e-4, "{selection:?}, {solver:?}");
+            assert_eq!(together, run(&[7, 8, 9, 10]), "{selection:?}, {solver:?}");
+            assert!(distance(&together, &run(&[11, 8, 9, 10])) > 1e-2, "{selection:?}, {solver:?}");
+        }
     }
+}
+
+#[test]
+fn negative_prompts_act_through_guidance_alone() {
+    let _guard = tch::no_grad_guard();
+    let ensemble = ensemble();
+    let draw = |scale: f64, negative: Option<&Tensor>| {
+        let Condition { text, .. } = condition(2);
+        let guidance = Guidance { scale: vec![scale; 2], negative: negative.map(Tensor::shallow_clone) };
+        let condition = Condition { text, guidance: Some(guidance) };
+        draw(&ensemble, ExpertSelection::TopK(2), Solver::Euler, &[1, 2], &condition)
+    };
+    let negative = Tensor::ones([2, 3, 6], (Kind::Float, Device::Cpu));
+    assert!(distance(&draw(3.0, None), &draw(3.0, Some(&negative))) > 1e-2);
+    // u + 1 (c - u) is c, whatever u.
+    assert!(distance(&draw(1.0, None), &draw(1.0, Some(&negative))) < 1e-4);
+    // Steering away from the prompt itself leaves it as it is.
+    let prompt = condition(2).text.unwrap();
+    assert!(distance(&draw(3.0, Some(&prompt)), &draw(1.0, None)) < 1e-4);
 }
 
 /// An expert trained on nothing, saved after `change`.

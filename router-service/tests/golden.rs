@@ -1,10 +1,13 @@
 //! The router against an independent reference in PyTorch. `HDD_GOLDEN` points at another folder of the same form.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failed step is a failed test
 
-use hdd_expert_runtime::weights;
+use hdd_expert_runtime::{import, weights, weights::Named};
 use hdd_protocol::RouterRecipe;
 use hdd_router_service::Router;
-use std::path::PathBuf;
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 use tch::Device;
 
 #[test]
@@ -25,13 +28,32 @@ fn router_agrees_with_the_reference() {
         ..RouterRecipe::default()
     };
     let mut router = Router::new(&recipe, [number("ch"), number("size")], 1, number("k") as u16, 0, Device::Cpu);
-    router.read(&folder.join("weights.safetensors")).unwrap();
     let io = weights::read(&folder.join("io.safetensors")).unwrap();
     let t: Vec<f64> = Vec::try_from(io["t"].to_kind(tch::Kind::Double)).unwrap();
-    let got = router.logits(&io["x"], &t, None);
-    let (scale, error) =
-        (io["logits"].abs().max().double_value(&[]), (got - &io["logits"]).abs().max().double_value(&[]));
-    assert!(error <= 1e-5 * scale, "off by {error:e} of {scale:e}");
+    let own = folder.join("weights.safetensors");
+    let work = tempfile::tempdir().unwrap();
+    for file in [&own, &imported(&own, work.path())] {
+        router.read(file).unwrap();
+        let got = router.logits(&io["x"], &t, None);
+        let (scale, error) =
+            (io["logits"].abs().max().double_value(&[]), (got - &io["logits"]).abs().max().double_value(&[]));
+        assert!(error <= 1e-5 * scale, "{}: off by {error:e} of {scale:e}", file.display());
+    }
+}
+
+/// The router once more, written with Paris's names and imported.
+fn imported(own: &Path, work: &Path) -> PathBuf {
+    let paris_name = |name: String| {
+        let name = name.replace("x_embedder.proj.", "patch_embed.").replace("t_embedder.", "time_embed.");
+        let name = name.replace("blocks.", "layers.").replace("attn.qkv.", "attn.in_proj_");
+        name.replace("attn.proj.", "attn.out_proj.").replace("mlp.fc1.", "mlp.0.").replace("mlp.fc2.", "mlp.2.")
+    };
+    let paris: Named = weights::read(own).unwrap().into_iter().map(|(name, t)| (paris_name(name), t)).collect();
+    assert!(paris.contains_key("layers.0.attn.in_proj_weight"));
+    let (source, target) = (work.join("paris.safetensors"), work.join("router.safetensors"));
+    weights::write(&source, &paris, HashMap::new()).unwrap();
+    weights::write(&target, &import::paris_router(&source).unwrap(), HashMap::new()).unwrap();
+    target
 }
 
 #[test]

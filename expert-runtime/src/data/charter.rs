@@ -50,7 +50,8 @@ pub fn emoji_charter(founder: PublicKey, issued_at: u64) -> Result<Charter> {
             learning_rate: 1e-3,
             warmup: 50,
             ema_decay: 0.99,
-            times: TimeSampling::LogitNormal { mean: 0.0, std: 1.0 },
+            // Shapes are decided at high noise; so short a training has to spend itself there.
+            times: TimeSampling::LogitNormal { mean: 1.0, std: 1.0 },
             ..Recipe::default()
         },
         router: RouterRecipe {

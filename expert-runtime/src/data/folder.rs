@@ -59,6 +59,22 @@ pub fn read_folder(path: &Path, size: u32) -> Result<Images> {
     Ok(images)
 }
 
+/// Reads the PNG files `paths` as [`read_folder`] does, but skips none.
+///
+/// # Errors
+/// [`crate::Error::Data`] with the first that cannot be read.
+pub fn read_files(paths: &[PathBuf], size: u32) -> Result<Images> {
+    let mut images = Images::empty(size);
+    for path in paths {
+        let (pixels, caption) =
+            read_image(path, size).map_err(|why| broken(format!("image {}", path.display()), why))?;
+        images.pixels.extend(pixels);
+        images.captions.push(caption);
+        images.names.push(stem(path));
+    }
+    Ok(images)
+}
+
 fn png_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -86,7 +102,8 @@ fn read_image(file: &Path, size: u32) -> Result<(Vec<u8>, String), String> {
     Ok((pixels, if caption.is_empty() { stem(file).replace(['-', '_'], " ") } else { caption }))
 }
 
-fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+/// The file's bytes, at most `limit`.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {

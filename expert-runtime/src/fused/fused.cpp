@@ -1,7 +1,10 @@
-// What tch does not bind: libtorch's fused AdamW and its foreach forms.
+// What tch does not bind: libtorch's fused AdamW and its foreach forms, autocast, generators, memory of a device.
 // Every function returns null on success or a message that the caller frees with hdd_free.
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/DeviceAccelerator.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_fused_adamw.h>
@@ -10,6 +13,7 @@
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/version.h>
 #include <vector>
 
@@ -53,6 +57,38 @@ char *hdd_foreach_lerp(at::Tensor **targets, at::Tensor **sources, size_t n, dou
     at::NoGradGuard guard;
     auto t = list(targets, n), s = list(sources, n);
     at::_foreach_lerp_(t, s, weight);
+  });
+}
+
+char *hdd_backward(at::Tensor **outputs, at::Tensor **grads, size_t n) {
+  return guarded([&] { torch::autograd::backward(list(outputs, n), list(grads, n)); });
+}
+
+char *hdd_normal(at::Tensor *tensor, uint64_t seed) {
+  return guarded([&] {
+    at::NoGradGuard guard;
+    tensor->normal_(0, 1, at::detail::createCPUGenerator(seed));
+  });
+}
+
+// The cache of converted weights stays off: what it keeps from a pass without gradient would lose the gradient of the next.
+char *hdd_autocast(bool cuda, bool enabled, bool half) {
+  return guarded([&] {
+    auto device = cuda ? at::kCUDA : at::kCPU;
+    at::autocast::set_autocast_dtype(device, half ? at::kHalf : at::kBFloat16);
+    at::autocast::set_autocast_cache_enabled(!enabled);
+    at::autocast::set_autocast_enabled(device, enabled);
+  });
+}
+
+char *hdd_allow_tf32(bool allow) {
+  return guarded([&] { at::globalContext().setFloat32MatmulPrecision(allow ? "high" : "highest"); });
+}
+
+char *hdd_free_memory(int8_t index, size_t *bytes) {
+  return guarded([&] {
+    at::globalContext().lazyInitDevice(at::kCUDA);
+    *bytes = at::getDeviceAllocator(at::kCUDA)->getMemoryInfo(index).first;
   });
 }
 

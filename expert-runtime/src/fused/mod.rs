@@ -5,7 +5,7 @@
 
 use crate::{Error, Result};
 use std::ffi::{CStr, c_char};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 unsafe extern "C" {
@@ -26,6 +26,11 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn hdd_foreach_lerp(targets: *mut *mut C_tensor, sources: *mut *mut C_tensor, n: usize, weight: f64)
     -> *mut c_char;
+    fn hdd_backward(outputs: *mut *mut C_tensor, grads: *mut *mut C_tensor, n: usize) -> *mut c_char;
+    fn hdd_normal(tensor: *mut C_tensor, seed: u64) -> *mut c_char;
+    fn hdd_autocast(cuda: bool, enabled: bool, half: bool) -> *mut c_char;
+    fn hdd_allow_tf32(allow: bool) -> *mut c_char;
+    fn hdd_free_memory(index: i8, bytes: *mut usize) -> *mut c_char;
     fn hdd_keep_pages();
 }
 
@@ -68,6 +73,74 @@ pub fn lerp(targets: &[Tensor], sources: &[Tensor], weight: f64) -> Result<()> {
     let (mut t, mut s) = (pointers(targets), pointers(sources));
     // SAFETY: both arrays hold `t.len()` live tensors.
     outcome(unsafe { hdd_foreach_lerp(t.as_mut_ptr(), s.as_mut_ptr(), t.len(), weight) })
+}
+
+/// Back-propagates from `outputs`, given the gradient at each, into the leaves that made them.
+///
+/// # Errors
+/// [`Error::Torch`] if lengths or shapes differ, or a graph is used a second time.
+pub fn backward(outputs: &[Tensor], gradients: &[Tensor]) -> Result<()> {
+    same_length(outputs.len(), &[gradients.len()])?;
+    let (mut o, mut g) = (pointers(outputs), pointers(gradients));
+    // SAFETY: both arrays hold `o.len()` live tensors.
+    outcome(unsafe { hdd_backward(o.as_mut_ptr(), g.as_mut_ptr(), o.len()) })
+}
+
+/// Standard normal numbers on the CPU from a generator of their own: those that `randn` gives after `manual_seed(seed)`.
+///
+/// # Errors
+/// [`Error::Torch`] if there is no memory.
+pub fn normal(shape: &[i64], seed: u64) -> Result<Tensor> {
+    let tensor = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
+    // SAFETY: one live tensor.
+    outcome(unsafe { hdd_normal(tensor.as_ptr() as *mut C_tensor, seed) })?;
+    Ok(tensor)
+}
+
+/// Matrix products of this thread in a half precision while it lives; weights stay as they are.
+#[derive(Debug)]
+pub struct Autocast {
+    device: Device,
+}
+
+impl Autocast {
+    /// Switches to `kind`, [`Kind::Half`] or else bfloat16, for products on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] if this libtorch knows no such device.
+    pub fn new(device: Device, kind: Kind) -> Result<Self> {
+        // SAFETY: sets flags of this thread, no memory is passed.
+        outcome(unsafe { hdd_autocast(device.is_cuda(), true, kind == Kind::Half) })?;
+        Ok(Self { device })
+    }
+}
+
+impl Drop for Autocast {
+    fn drop(&mut self) {
+        // SAFETY: as above. What could be switched on can be switched off.
+        let _ = outcome(unsafe { hdd_autocast(self.device.is_cuda(), false, false) });
+    }
+}
+
+/// Lets float32 matrix products of the process use TensorFloat-32 on devices that have it, or forbids it.
+///
+/// # Errors
+/// [`Error::Torch`] if libtorch refuses.
+pub fn allow_tf32(allow: bool) -> Result<()> {
+    // SAFETY: sets a flag, no memory is passed.
+    outcome(unsafe { hdd_allow_tf32(allow) })
+}
+
+/// Free memory of a CUDA card, bytes, as its driver tells.
+///
+/// # Errors
+/// [`Error::Torch`] where this libtorch or the machine has no such card.
+pub fn cuda_free_memory(index: usize) -> Result<u64> {
+    let mut bytes = 0;
+    let index = i8::try_from(index).map_err(|_| Error::Torch(format!("there is no CUDA card {index}")))?;
+    // SAFETY: writes one number through a pointer to it.
+    outcome(unsafe { hdd_free_memory(index, &mut bytes) })?;
+    Ok(bytes as u64)
 }
 
 fn same_length(n: usize, others: &[usize]) -> Result<()> {
@@ -161,6 +234,32 @@ mod tests {
         let got: Vec<f32> = Vec::try_from(&param).unwrap();
         for (got, wanted) in got.iter().zip(x) {
             assert!((f64::from(*got) - wanted).abs() < 1e-5, "{got} {wanted}");
+        }
+    }
+
+    #[test]
+    fn normal_is_randn_of_its_seed_and_backward_takes_gradients() {
+        let shape = [3, 50];
+        let drawn = normal(&shape, 11).unwrap();
+        assert_eq!(drawn, normal(&shape, 11).unwrap());
+        assert_ne!(drawn, normal(&shape, 12).unwrap());
+        assert!(drawn.mean(None).double_value(&[]).abs() < 0.3);
+
+        let x = Tensor::from_slice(&[1.0f32, 2.0]).set_requires_grad(true);
+        backward(&[&x * 3.0, x.square()], &[Tensor::from_slice(&[1.0f32, 2.0]), Tensor::from_slice(&[10.0f32, 20.0])])
+            .unwrap();
+        assert_eq!(Vec::<f32>::try_from(x.grad()).unwrap(), [23.0, 86.0]);
+        cuda_free_memory(200).unwrap_err();
+    }
+
+    #[test]
+    fn autocast_ends_with_its_guard() {
+        let x = Tensor::ones([2, 2], (Kind::Float, Device::Cpu));
+        for kind in [Kind::BFloat16, Kind::Half] {
+            let guard = Autocast::new(Device::Cpu, kind).unwrap();
+            assert_eq!(x.matmul(&x).kind(), kind);
+            drop(guard);
+            assert_eq!(x.matmul(&x).kind(), Kind::Float);
         }
     }
 

@@ -63,16 +63,27 @@ impl Block {
         }
     }
 
-    /// `x (B, N, D)`, `text (B, L, D)`, `modulation (B, 6, D)`.
-    fn forward(&self, x: &Tensor, text: &Tensor, modulation: &Tensor) -> Tensor {
-        let m = (modulation + &self.scale_shift_table).unsqueeze(2).unbind(1); // six of (B, 1, D)
+    /// `(B, N, D) -> (B, N, D)`.
+    fn forward(&self, x: &Tensor, shared: &Shared) -> Tensor {
+        let m = (&shared.modulation + &self.scale_shift_table).unsqueeze(2).unbind(1); // six of (B, 1, D)
         let y = self.attn.forward(&modulate(&norm(x, self.epsilon), &m[0], &m[1]));
         let x = gate(x, &m[2], &y);
         let query = if self.cross_norm { norm(&x, self.epsilon) } else { x.shallow_clone() }; // Eq. 18
-        let x = &x + self.cross_attn.forward(&query, text);
+        let x = &x + self.cross_attn.forward(&query, &shared.text);
         let y = self.mlp.forward(&modulate(&norm(&x, self.epsilon), &m[3], &m[4]));
         gate(&x, &m[5], &y)
     }
+}
+
+/// What every block and the head are given beside the tokens.
+#[derive(Debug)]
+pub struct Shared {
+    /// Timestep embedding, `(B, D)`.
+    pub time: Tensor,
+    /// Modulation common to the blocks, `(B, 6, D)`.
+    pub modulation: Tensor,
+    /// Projected text, `(B, L, D)`.
+    pub text: Tensor,
 }
 
 fn table(vs: &Path<'_>, rows: i64, width: i64) -> Tensor {
@@ -145,18 +156,38 @@ impl Dit {
 
     /// The raw output at `x (B, C, H, W)`, times `t` in [0, 1] (one an image) and `text (B, L, W)`; shaped as `x`.
     pub fn forward(&self, x: &Tensor, t: &[f64], text: &Tensor) -> Tensor {
-        let a = &self.architecture;
-        let times = self.network_times(t).to_device(x.device()); // (B)
-        let mut h = self.x_embedder.forward(x) + &self.position; // (B, N, D)
-        let time = self.t_embedder.forward(&times); // (B, D)
-        let modulation = self.t_block.forward(&time.silu()).reshape([-1, 6, i64::from(a.width)]); // (B, 6, D)
-        let text = self.text_proj.forward(text); // (B, L, D)
-        for block in &self.blocks {
-            h = block.forward(&h, &text, &modulation);
+        let (mut tokens, shared) = self.embed(x, t, text);
+        for index in 0..self.depth() {
+            tokens = self.block(index, &tokens, &shared);
         }
-        let m = (time.unsqueeze(1) + &self.final_table).unsqueeze(2).unbind(1); // two of (B, 1, D)
-        let h = modulate(&norm(&h, f64::from(a.norm_epsilon)), &m[0], &m[1]);
-        unpatchify(&self.final_linear.forward(&h), i64::from(a.patch), i64::from(a.channels)) // (B, C, H, W)
+        self.head(&tokens, &shared)
+    }
+
+    /// First part of [`forward`](Self::forward): the tokens, `(B, N, D)`, and what all blocks share.
+    pub fn embed(&self, x: &Tensor, t: &[f64], text: &Tensor) -> (Tensor, Shared) {
+        let times = self.network_times(t).to_device(x.device()); // (B)
+        let tokens = self.x_embedder.forward(x) + &self.position;
+        let time = self.t_embedder.forward(&times);
+        let modulation = self.t_block.forward(&time.silu()).reshape([-1, 6, i64::from(self.architecture.width)]);
+        (tokens, Shared { modulation, text: self.text_proj.forward(text), time })
+    }
+
+    /// Number of blocks.
+    pub fn depth(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Middle part: block `index`, from 0, `(B, N, D) -> (B, N, D)`.
+    pub fn block(&self, index: usize, tokens: &Tensor, shared: &Shared) -> Tensor {
+        self.blocks[index].forward(tokens, shared)
+    }
+
+    /// Last part: `(B, N, D) -> (B, C, H, W)`.
+    pub fn head(&self, tokens: &Tensor, shared: &Shared) -> Tensor {
+        let a = &self.architecture;
+        let m = (shared.time.unsqueeze(1) + &self.final_table).unsqueeze(2).unbind(1); // two of (B, 1, D)
+        let h = modulate(&norm(tokens, f64::from(a.norm_epsilon)), &m[0], &m[1]);
+        unpatchify(&self.final_linear.forward(&h), i64::from(a.patch), i64::from(a.channels))
     }
 
     /// In float32, as PyTorch's references compute `time_scale * t`.

@@ -145,13 +145,16 @@ impl Attention {
     }
 }
 
+/// Whether attention of `n` tokens to `l` is computed as plain products: on the CPU the fused kernel loses to them up to
+/// some hundred tokens (measured at 64 and 256).
+pub fn plain_attention(n: i64, l: i64, device: Device) -> bool {
+    n * l <= 128 * 128 && device == Device::Cpu
+}
+
 /// Softmax attention of `(B, h, N, D/h)` queries to `(B, h, L, D/h)` keys and values, `(B, N, D)` out.
-///
-/// On the CPU the fused kernel loses to plain products up to some hundred tokens (measured at 64 and 256).
 pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
     let (b, h, n, d) = (q.size()[0], q.size()[1], q.size()[2], q.size()[3]);
-    let small = n * k.size()[2] <= 128 * 128 && q.device() == Device::Cpu;
-    let y = if small {
+    let y = if plain_attention(n, k.size()[2], q.device()) {
         let scores = q.matmul(&k.transpose(-2, -1)) * (d as f64).powf(-0.5); // (B, h, N, L)
         scores.softmax(-1, None::<Kind>).matmul(v)
     } else {

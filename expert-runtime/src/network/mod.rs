@@ -3,8 +3,8 @@
 mod dit;
 mod layers;
 
-pub use dit::Dit;
+pub use dit::{Dit, Shared};
 pub use layers::{
-    Attention, Mlp, PatchEmbed, TimestepEmbed, fill_normal, gate, linear, modulate, norm, position_embedding,
-    unpatchify,
+    Attention, Mlp, PatchEmbed, TimestepEmbed, fill_normal, gate, linear, modulate, norm, plain_attention,
+    position_embedding, unpatchify,
 };

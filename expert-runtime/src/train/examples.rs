@@ -1,31 +1,57 @@
 use crate::{Error, Result};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha12Rng;
-use tch::Tensor;
+use std::sync::Arc;
+use tch::{Device, Kind, Tensor};
 
-/// Latents and their text in memory.
+/// Latents and their text in the host's memory; a loader brings batches to the device. Clones share
+/// that memory.
+#[derive(Clone)]
 pub struct Examples {
-    latents: Tensor, // (N, C, H, W)
-    text: Tensor,    // (N, L, W)
+    images: usize,
+    latents: Rows,
+    text: Rows,
+}
+
+/// A tensor by its first dimension. Not libtorch's, whose copies would take threads from the step that is computed meanwhile.
+#[derive(Clone)]
+struct Rows {
+    shape: Vec<i64>, // of a row
+    values: Arc<Vec<f32>>,
+}
+
+impl Rows {
+    fn new(tensor: &Tensor) -> Result<Self> {
+        let shape = tensor.size().get(1..).unwrap_or_default().to_vec();
+        let flat = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_flatten(0, -1)?;
+        Ok(Self { shape, values: Arc::new(Vec::try_from(flat)?) })
+    }
+
+    fn select(&self, indices: &[usize]) -> Result<Tensor> {
+        let numbers = self.shape.iter().product::<i64>() as usize;
+        let rows = indices.iter().flat_map(|&i| &self.values[i * numbers..(i + 1) * numbers]);
+        let shape = [&[indices.len() as i64], &self.shape[..]].concat();
+        Ok(Tensor::from_slice(&rows.copied().collect::<Vec<f32>>()).f_reshape(shape)?)
+    }
 }
 
 impl Examples {
-    /// Pairs `latents (N, C, H, W)` with `text (N, L, W)`, both on the training device.
+    /// Pairs `latents (N, C, H, W)` with `text (N, L, W)`, copied to the host as float32.
     ///
     /// # Errors
     /// [`Error::Data`] if there is none or the counts differ.
-    pub fn new(latents: Tensor, text: Tensor) -> Result<Self> {
+    pub fn new(latents: &Tensor, text: &Tensor) -> Result<Self> {
         let (n, m) = (latents.size()[0], text.size()[0]);
         if n == 0 || n != m {
             let why = format!("{n} images with {m} captions cannot be trained on; prepare the data again");
             return Err(Error::Data { what: "training data".into(), why });
         }
-        Ok(Self { latents, text })
+        Ok(Self { images: n as usize, latents: Rows::new(latents)?, text: Rows::new(text)? })
     }
 
     /// Number of images, N.
     pub fn len(&self) -> usize {
-        self.latents.size()[0] as usize
+        self.images
     }
 
     /// Never: [`Examples::new`] refuses it.
@@ -33,49 +59,62 @@ impl Examples {
         self.len() == 0
     }
 
-    /// The batch of `step` (counting from 0): every image once an epoch, each epoch in an order of its own.
-    pub fn batch(&self, seed: u64, step: u64, batch: usize) -> (Tensor, Tensor) {
-        let n = self.len() as u64;
-        let first = step * batch as u64;
-        let mut indices = Vec::with_capacity(batch);
-        let mut epoch = (u64::MAX, Vec::new());
-        for position in first..first + batch as u64 {
-            if epoch.0 != position / n {
-                epoch = (position / n, order(seed, position / n, n as i64));
-            }
-            indices.push(epoch.1[(position % n) as usize]);
-        }
-        let indices = Tensor::from_slice(&indices).to_device(self.latents.device());
-        (self.latents.index_select(0, &indices), self.text.index_select(0, &indices))
+    /// Latents `(B, C, H, W)` and text `(B, L, W)` of the images `indices`, each below N, on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] without memory.
+    pub fn select(&self, indices: &[usize]) -> Result<(Tensor, Tensor)> {
+        Ok((self.latents.select(indices)?, self.text.select(indices)?))
     }
 }
 
-fn order(seed: u64, epoch: u64, n: i64) -> Vec<i64> {
-    let mut rng = ChaCha12Rng::seed_from_u64(seed);
-    rng.set_stream(epoch);
-    let mut order: Vec<i64> = (0..n).collect();
-    order.shuffle(&mut rng);
-    order
+/// The order in which a run visits its images: every image once an epoch, each epoch in an order of its own.
+pub struct Order {
+    seed: u64,
+    images: u64,
+    epoch: Option<u64>,
+    order: Vec<usize>, // of `epoch`
+}
+
+impl Order {
+    /// Of `images` images, at least 1.
+    pub fn new(seed: u64, images: usize) -> Self {
+        Self { seed, images: images as u64, epoch: None, order: Vec::new() }
+    }
+
+    /// Indices of the `batch` images of `step`, which counts from 0.
+    pub fn batch(&mut self, step: u64, batch: usize) -> Vec<usize> {
+        let first = step * batch as u64;
+        (first..first + batch as u64).map(|position| self.at(position)).collect()
+    }
+
+    fn at(&mut self, position: u64) -> usize {
+        let (epoch, place) = (position / self.images, position % self.images);
+        if self.epoch != Some(epoch) {
+            let mut rng = ChaCha12Rng::seed_from_u64(self.seed);
+            rng.set_stream(epoch);
+            self.order = (0..self.images as usize).collect();
+            self.order.shuffle(&mut rng);
+            self.epoch = Some(epoch);
+        }
+        self.order[place as usize]
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
 
     #[test]
     fn every_image_comes_once_an_epoch() {
-        let latents = Tensor::arange(10, (Kind::Float, Device::Cpu)).reshape([10, 1, 1, 1]);
-        let examples = Examples::new(latents, Tensor::zeros([10, 1, 1], (Kind::Float, Device::Cpu))).unwrap();
-        let mut seen: Vec<f32> = Vec::new();
-        for step in 0..5 {
-            seen.extend(Vec::<f32>::try_from(examples.batch(3, step, 4).0.flatten(0, -1)).unwrap());
-        }
+        let mut order = Order::new(3, 10);
+        let seen: Vec<usize> = (0..5).flat_map(|step| order.batch(step, 4)).collect();
         for epoch in seen.chunks(10) {
             let mut epoch = epoch.to_vec();
-            epoch.sort_by(f32::total_cmp);
-            assert_eq!(epoch, (0..10).map(|i| i as f32).collect::<Vec<_>>());
+            epoch.sort_unstable();
+            assert_eq!(epoch, (0..10).collect::<Vec<_>>());
         }
         assert_ne!(seen[..10], seen[10..]);
+        assert_eq!(Order::new(3, 10).batch(3, 4), seen[12..16], "a batch depends on its step alone");
     }
 }

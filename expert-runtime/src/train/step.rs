@@ -1,17 +1,24 @@
-use super::{Examples, draw_times};
+use super::{
+    Batch, Compute, Examples, Loader,
+    loss::loss,
+    memory::with_fitting_batch,
+    optimiser::Optimiser,
+    precision::{set_products, with_precision},
+    recompute::{self, Tape},
+    scaler::Scaler,
+};
 use crate::{
-    Adam, AdamState, Checkpoint, CheckpointConfig, Coefficients, Error, Expert, Result, column, lerp,
-    objective::target,
+    AdamState, Checkpoint, CheckpointConfig, Error, Expert, Result,
     weights::{self, Named},
 };
-use hdd_protocol::{Digest, ExpertSpec, LossWeighting, Recipe};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha12Rng;
-use std::{collections::VecDeque, path::Path};
+use hdd_protocol::{Digest, ExpertSpec, Recipe};
+use std::{collections::VecDeque, path::Path, time::Instant};
 use tch::{Device, Tensor};
 
 /// Losses that the reported mean covers.
 const WINDOW: usize = 100;
+/// Images that a speed is measured with where more at a time are not faster: on the CPU.
+const TIMED_ON_CPU: u32 = 8;
 
 /// What one step did.
 #[derive(Debug, Clone, Copy)]
@@ -20,10 +27,14 @@ pub struct Progress {
     pub step: u64,
     /// Mean loss over the last hundred steps.
     pub loss: f32,
-    /// Gradient norm before clipping.
+    /// Gradient norm before clipping; not finite for a step that was left out.
     pub gradient_norm: f32,
     /// Step size.
     pub learning_rate: f64,
+    /// What the loss is multiplied by: 1 but for half precision.
+    pub loss_scale: f64,
+    /// Steps left out so far because half precision overflowed.
+    pub skipped: u64,
 }
 
 /// Why training returned.
@@ -39,15 +50,14 @@ pub enum Stop {
 pub struct Trainer {
     expert: Expert,
     average: Expert,
-    state: AdamState,
-    params: Vec<Tensor>,
-    averages: Vec<Tensor>,
+    optimiser: Optimiser,
+    scaler: Scaler,
     config: CheckpointConfig,
     losses: VecDeque<f32>,
 }
 
 impl Trainer {
-    /// A run from fresh weights.
+    /// A run from fresh weights, which computes whole batches until [`set_compute`](Self::set_compute).
     ///
     /// # Errors
     /// A specification or recipe out of range.
@@ -59,14 +69,28 @@ impl Trainer {
             charter,
             spec: spec.clone(),
             recipe: recipe.clone(),
+            compute: Compute::whole(recipe),
             seed,
             images: 0,
             step: 0,
             loss: 0.0,
+            parent: None,
         };
         let params: Vec<Tensor> = expert.parameters().into_values().collect();
-        let averages: Vec<Tensor> = average.parameters().into_values().map(|t| t.detach()).collect();
-        Ok(Self { state: AdamState::new(&params), expert, average, params, averages, config, losses: VecDeque::new() })
+        let averages = average.parameters().into_values().map(|t| t.detach()).collect();
+        let optimiser = Optimiser { state: AdamState::new(&params), params, averages };
+        Ok(Self { expert, average, optimiser, scaler: Scaler::new(recipe.precision), config, losses: VecDeque::new() })
+    }
+
+    /// Begins from the weights of a safetensors file instead of a draw; `parent` is the file that they come from.
+    ///
+    /// # Errors
+    /// As [`weights::read_into`].
+    pub fn start_from(&mut self, model: &Path, parent: Digest) -> Result<()> {
+        weights::read_into(model, &self.expert.parameters())?;
+        weights::read_into(model, &self.average.parameters())?;
+        self.config.parent = Some(parent);
+        Ok(())
     }
 
     /// A run that goes on from a checkpoint, exactly as if it had not stopped.
@@ -83,10 +107,9 @@ impl Trainer {
                 path: checkpoint.folder.clone(),
                 why: format!("{e}; remove this folder to go on from the checkpoint before it"),
             })?;
-        trainer.losses = training
-            .get(LOSSES)
-            .and_then(|t| Vec::<f32>::try_from(t).ok())
-            .map_or_else(VecDeque::new, |losses| losses.into_iter().filter(|&loss| loss >= 0.0).collect());
+        let losses = Vec::<f32>::try_from(&training[LOSSES])?;
+        trainer.losses = losses.into_iter().filter(|&loss| loss >= 0.0).collect();
+        trainer.scaler.restore(&training[SCALER]);
         trainer.config = config.clone();
         Ok(trainer)
     }
@@ -101,13 +124,19 @@ impl Trainer {
         self.config.recipe.steps = steps;
     }
 
+    /// Changes how batches are computed, from the next step on.
+    pub fn set_compute(&mut self, compute: Compute) {
+        let micro_batch = compute.micro_batch.clamp(1, self.config.recipe.batch);
+        self.config.compute = Compute { micro_batch, ..compute };
+    }
+
     /// The averaged weights, which are what is published and previewed.
     pub fn average(&self) -> &Expert {
         &self.average
     }
 
     /// Trains until the recipe's steps are done or `on_step` says stop. `on_step` sees the trainer between steps, and may
-    /// save or preview.
+    /// save or preview. Where the device's memory ends, the rest of the run computes fewer images at a time.
     ///
     /// # Errors
     /// [`Error::Diverged`] when the loss is not finite, with checkpoints untouched; what `on_step` returns.
@@ -117,13 +146,40 @@ impl Trainer {
         mut on_step: impl FnMut(&Self, Progress) -> Result<bool>,
     ) -> Result<Stop> {
         self.config.images = examples.len() as u64;
+        set_products(self.config.recipe.precision)?;
+        let loader = self.loader(examples)?;
         while self.config.step < self.config.recipe.steps {
-            let progress = self.step(examples)?;
+            let progress = self.step(&loader.next_batch()?)?;
             if !on_step(self, progress)? && self.config.step < self.config.recipe.steps {
                 return Ok(Stop::Interrupted);
             }
         }
         Ok(Stop::Finished)
+    }
+
+    /// Images a second of the passes that a step makes, forward and backward; the run is as before. None if it is done.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn speed(&mut self, examples: &Examples) -> Result<Option<f64>> {
+        if self.config.step >= self.config.recipe.steps {
+            return Ok(None);
+        }
+        set_products(self.config.recipe.precision)?;
+        let mut images = self.config.compute.micro_batch;
+        if self.expert.device() == Device::Cpu {
+            images = images.min(TIMED_ON_CPU);
+        }
+        let batch = self.loader(examples)?.next_batch()?.part(0..images as usize);
+        let mut seconds = f64::INFINITY; // the first pass is slower: libtorch prepares what it needs once
+        for _ in 0..3 {
+            let start = Instant::now();
+            self.gradients(&batch)?;
+            self.optimiser.gradient_norm(); // waits for the device
+            seconds = seconds.min(start.elapsed().as_secs_f64());
+        }
+        self.optimiser.zero_grad();
+        Ok(Some(f64::from(images) / seconds.max(1e-9)))
     }
 
     /// Saves the run under `parent`.
@@ -134,95 +190,109 @@ impl Trainer {
         Checkpoint::save(parent, &self.config, &self.average.parameters(), &self.training_state())
     }
 
-    fn step(&mut self, examples: &Examples) -> Result<Progress> {
+    fn loader(&self, examples: &Examples) -> Result<Loader> {
+        let config = &self.config;
+        Loader::start(examples, &config.recipe, config.seed, config.step, self.expert.device())
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<Progress> {
         let recipe = self.config.recipe.clone();
         let step = self.config.step;
-        let mut rng = ChaCha12Rng::seed_from_u64(self.config.seed);
-        rng.set_stream(u64::MAX - step); // epochs' orders use the streams from 0 up
-        tch::manual_seed(rng.random());
-        let (x0, text) = examples.batch(self.config.seed, step, recipe.batch as usize);
-        let times = draw_times(recipe.times, x0.size()[0] as usize, &mut rng);
-        let loss = self.loss(&x0, &text, &times, &mut rng);
-        loss.backward();
-
-        let grads: Vec<Tensor> = self.params.iter().map(Tensor::grad).collect();
-        let norm = global_norm(&grads);
-        let value = loss.double_value(&[]) as f32;
-        if !value.is_finite() || !norm.is_finite() {
+        let value = self.gradients(batch)? as f32;
+        let scale = self.scaler.scale();
+        let norm = self.optimiser.gradient_norm() / scale;
+        let finite = value.is_finite() && norm.is_finite();
+        if !self.scaler.update(finite) {
+            self.optimiser.zero_grad();
             let why = format!(
                 "the loss is {value}, the gradient norm {norm}; train under another --name with a lower --learning-rate; the last checkpoint is kept"
             );
             return Err(Error::Diverged { step, why });
         }
-        let _guard = tch::no_grad_guard();
-        if norm > recipe.clip {
-            for grad in &grads {
-                let _ = grad.shallow_clone().g_mul_scalar_(recipe.clip / norm);
-            }
-        }
         let learning_rate = recipe.learning_rate * ((step + 1) as f64 / recipe.warmup.max(1) as f64).min(1.0);
-        let adam = Adam {
-            beta1: recipe.beta1,
-            beta2: recipe.beta2,
-            epsilon: recipe.epsilon,
-            weight_decay: recipe.weight_decay,
-        };
-        self.state.step(&self.params, &grads, step + 1, learning_rate, adam)?;
-        for param in &mut self.params {
-            param.zero_grad();
-        }
-        lerp(&self.averages, &self.params, 1.0 - recipe.ema_decay)?;
-
-        self.losses.push_back(value);
-        if self.losses.len() > WINDOW {
-            self.losses.pop_front();
-        }
-        self.config.step += 1;
-        self.config.loss = self.losses.iter().sum::<f32>() / self.losses.len() as f32;
-        Ok(Progress { step: self.config.step, loss: self.config.loss, gradient_norm: norm as f32, learning_rate })
-    }
-
-    /// Weighted squared error of the raw output against the objective's target (Eq. 3, 4), a scalar.
-    fn loss(&self, x0: &Tensor, text: &Tensor, times: &[f64], rng: &mut impl Rng) -> Tensor {
-        let spec = &self.config.spec;
-        let at: Vec<Coefficients> = times.iter().map(|&t| self.expert.path().at(t)).collect();
-        let eps = x0.randn_like();
-        let x = column(at.iter().map(|k| k.alpha), x0) * x0 + column(at.iter().map(|k| k.sigma), x0) * &eps;
-        let dropped = times.iter().map(|_| f64::from(u8::from(rng.random_bool(self.config.recipe.text_dropout))));
-        let dropped = column(dropped, text); // (B, 1, 1)
-        let null = self.expert.network().null_text(x0.size()[0]);
-        let text = text.lerp_tensor(&null, &dropped);
-        let error = self.expert.network().forward(&x, times, &text) - target(spec.objective, x0, &eps, &at);
-        let square = error.square();
-        match self.config.recipe.weighting {
-            LossWeighting::Uniform => square.mean(None),
-            LossWeighting::InverseAlpha { limit } => {
-                let weight = |k: &Coefficients| (1.0 / (k.alpha * k.alpha)).min(f64::from(limit));
-                (square * column(at.iter().map(weight), x0)).mean(None)
+        if finite {
+            let taken = step + 1 - self.scaler.skipped();
+            self.optimiser.step(&recipe, taken, learning_rate, scale, norm)?;
+            self.losses.push_back(value);
+            if self.losses.len() > WINDOW {
+                self.losses.pop_front();
             }
+            self.config.loss = self.losses.iter().sum::<f32>() / self.losses.len() as f32;
         }
+        self.optimiser.zero_grad();
+        self.config.step += 1;
+        Ok(Progress {
+            step: self.config.step,
+            loss: self.config.loss,
+            gradient_norm: norm as f32,
+            learning_rate,
+            loss_scale: self.scaler.scale(),
+            skipped: self.scaler.skipped(),
+        })
     }
 
-    /// What a resumed run needs beside the averages; tensors share storage with the trainer's.
+    /// Leaves the gradients of the batch's scaled loss with the parameters, and returns the loss.
+    fn gradients(&mut self, batch: &Batch) -> Result<f64> {
+        let mut micro_batch = self.config.compute.micro_batch;
+        let loss = with_fitting_batch(&mut micro_batch, |images| {
+            self.optimiser.zero_grad();
+            self.accumulate(batch, images as usize)
+        });
+        self.config.compute.micro_batch = micro_batch;
+        loss
+    }
+
+    fn accumulate(&self, batch: &Batch, at_a_time: usize) -> Result<f64> {
+        let (network, precision) = (self.expert.network(), self.config.recipe.precision);
+        let device = self.expert.device();
+        let images = batch.times.len();
+        let mut losses = Vec::new();
+        for first in (0..images).step_by(at_a_time) {
+            let rows = first..(first + at_a_time).min(images);
+            let share = rows.len() as f64 / images as f64;
+            let (loss, tape) = with_precision(precision, device, || Ok(self.forward(&batch.part(rows))))?;
+            (&loss * (share * self.scaler.scale())).f_backward()?;
+            if let Some(tape) = tape {
+                tape.backward(network, |block| with_precision(precision, device, || Ok(block())))?;
+            }
+            losses.push(loss.detach() * share); // read once all parts are under way
+        }
+        Ok(losses.iter().map(|loss| loss.double_value(&[])).sum())
+    }
+
+    fn forward(&self, batch: &Batch) -> (Tensor, Option<Tape>) {
+        let mut tape = None;
+        let loss = loss(&self.expert, self.config.recipe.weighting, batch, |x, times, text| {
+            if !self.config.compute.recompute {
+                return self.expert.forward(x, times, text);
+            }
+            self.expert.around(x, times, |x, times| {
+                let (output, kept) = recompute::forward(self.expert.network(), x, times, text);
+                tape = Some(kept);
+                output
+            })
+        });
+        (loss, tape)
+    }
+
+    /// What a resumed run needs beside the averages; tensors of weights and moments share storage with the trainer's.
     fn training_state(&self) -> Named {
         let names: Vec<String> = self.expert.parameters().into_keys().collect();
         let mut state = Named::new();
         for (i, name) in names.iter().enumerate() {
-            state.insert(format!("weights.{name}"), self.params[i].detach());
-            state.insert(format!("first.{name}"), self.state.first[i].shallow_clone());
-            state.insert(format!("second.{name}"), self.state.second[i].shallow_clone());
+            state.insert(format!("weights.{name}"), self.optimiser.params[i].detach());
+            state.insert(format!("first.{name}"), self.optimiser.state.first[i].shallow_clone());
+            state.insert(format!("second.{name}"), self.optimiser.state.second[i].shallow_clone());
         }
         let mut losses = [-1.0f32; WINDOW]; // -1 marks an empty place
         losses.iter_mut().zip(&self.losses).for_each(|(slot, loss)| *slot = *loss);
         state.insert(LOSSES.into(), Tensor::from_slice(&losses));
+        state.insert(SCALER.into(), self.scaler.state());
         state
     }
 }
 
 /// Name of the last losses in `training.safetensors`.
 const LOSSES: &str = "losses";
-
-fn global_norm(tensors: &[Tensor]) -> f64 {
-    let squares: Vec<Tensor> = tensors.iter().map(|t| t.square().sum(tch::Kind::Float)).collect();
-    Tensor::stack(&squares, 0).sum(tch::Kind::Float).sqrt().double_value(&[])
-}
+/// Name of the loss scale there.
+const SCALER: &str = "scaler";

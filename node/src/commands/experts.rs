@@ -9,7 +9,7 @@ use crate::{
     settings::Settings,
     table::{self, count, duration, table},
 };
-use hdd_registry::VerdictState;
+use hdd_registry::{Verdict, VerdictState};
 
 /// No flags of its own.
 #[derive(Debug, clap::Args)]
@@ -66,14 +66,15 @@ pub fn listing(experts: &[Expert], now: u64) -> String {
             if e.held { "yes" } else { "no" }.into(),
             duration(now.saturating_sub(e.issued_at)),
             if e.expires_at <= now { "expired".into() } else { format!("in {}", duration(e.expires_at - now)) },
-            verdict(e),
+            verdict(e.verdict.as_ref()),
         ]
     };
     format!("{}\n", table(&HEADER, experts.iter().map(row)))
 }
 
-fn verdict(expert: &Expert) -> String {
-    let Some(verdict) = &expert.verdict else { return "-".into() };
+/// What this node's checks said, in a cell.
+pub fn verdict(verdict: Option<&Verdict>) -> String {
+    let Some(verdict) = verdict else { return "-".into() };
     let word = match verdict.state {
         VerdictState::Pending => "pending",
         VerdictState::Admitted => "admitted",

@@ -23,7 +23,8 @@ pub struct Args {
     out: Option<PathBuf>,
 }
 
-fn parse_id(text: &str) -> Result<String, String> {
+/// A digest's first 8 to 64 digits.
+pub(super) fn parse_id(text: &str) -> Result<String, String> {
     let digits = text.bytes().all(|b| b.is_ascii_hexdigit());
     if digits && (8..=64).contains(&text.len()) {
         Ok(text.to_ascii_lowercase())
@@ -76,9 +77,11 @@ async fn fetch(node: &Node, args: &Args) -> Result<(Blob, PathBuf)> {
 fn find(registry: &Registry, id: &str) -> Result<Option<Blob>> {
     let mut found: Vec<Blob> =
         registry.blobs()?.into_iter().filter(|blob| blob.digest.to_string().starts_with(id)).collect();
-    for manifest in registry.manifests(None)? {
-        if [manifest.digest(), manifest.weights.digest].iter().any(|digest| digest.to_string().starts_with(id)) {
-            found.push(manifest.weights);
+    let experts = registry.manifests(None)?.into_iter().map(|m| (m.digest(), m.weights));
+    let routers = registry.routers(None)?.into_iter().map(|m| (m.digest(), m.weights));
+    for (manifest, weights) in experts.chain(routers) {
+        if [manifest, weights.digest].iter().any(|digest| digest.to_string().starts_with(id)) {
+            found.push(weights);
         }
     }
     found.dedup_by_key(|blob| blob.digest);

@@ -16,7 +16,7 @@ use hdd_protocol::{Announcement, Digest, Revocation, RevocationTarget, Signed};
                   Example:\n  hdd-node revoke apples --reason 'trained on pictures that I may not use'"
 )]
 pub struct Args {
-    /// Name of an expert of yours, or the digest of one manifest
+    /// Name of an expert of yours, or the digest of one manifest, of an expert or a router
     name: String,
     /// Why, for others to read; at most 200 bytes
     #[arg(long)]
@@ -42,12 +42,18 @@ pub async fn run(args: Args, settings: Settings) -> Result<()> {
 
     let source = Source::find(&settings).await?;
     if let (false, Reply::Experts(experts)) = (args.force, source.ask(Request::Experts).await?) {
-        let covered = experts.iter().filter(|e| signed.covers(charter, e.author, &e.name, e.manifest)).count();
-        if covered == 0 {
+        let routers = match source.ask(Request::Routers).await? {
+            Reply::Routers(routers) => routers,
+            _ => Vec::new(),
+        };
+        let covered = experts.iter().any(|e| signed.covers(charter, e.author, &e.name, e.manifest))
+            || routers.iter().any(|r| signed.covers(charter, r.author, "", r.manifest));
+        if !covered {
             source.close().await;
             let name = args.name;
             return Err(Error::Usage(format!(
-                "no expert of yours is named '{name}' here; `hdd-node experts` lists them, --force revokes anyway"
+                "no expert of yours is named '{name}' here, and no router is; `hdd-node experts` and `hdd-node routers` list them, \
+                 --force revokes anyway"
             )));
         }
     }

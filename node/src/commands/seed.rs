@@ -14,7 +14,7 @@ const RETRY: Duration = Duration::from_secs(60);
 pub struct Args {
     /// Take in every file of this folder first
     dir: Option<PathBuf>,
-    /// Fetch the weights of every expert of the network: a mirror
+    /// Fetch the weights of every expert and router of the network: a mirror
     #[arg(long)]
     fetch_all: bool,
 }
@@ -71,7 +71,8 @@ async fn seed(node: &Node, fetch_all: bool) -> Result<()> {
 async fn news(events: &mut Receiver<Event>) -> bool {
     loop {
         match events.recv().await {
-            Ok(Event::ManifestArrived(_) | Event::PeerConnected(_)) | Err(RecvError::Lagged(_)) => return false,
+            Ok(Event::ManifestArrived(_) | Event::RouterArrived(_) | Event::PeerConnected(_))
+            | Err(RecvError::Lagged(_)) => return false,
             Ok(_) => {}
             Err(RecvError::Closed) => return true,
         }
@@ -93,17 +94,20 @@ async fn mirror(node: &Node) -> Result<()> {
             return Ok(());
         }
     };
-    for manifest in node.registry.manifests(Some(charter.digest()))? {
-        let Blob { digest, size } = manifest.weights;
-        if node.registry.has_blob(digest).is_some() || manifest.check_against(&charter, unix_now()).is_err() {
+    let (registry, now) = (&node.registry, unix_now());
+    let experts = registry.manifests(Some(charter.digest()))?.into_iter();
+    let experts = experts.filter(|m| m.check_against(&charter, now).is_ok()).map(|m| (m.name.clone(), m.weights));
+    let routers = registry.routers(Some(charter.digest()))?.into_iter();
+    let routers = routers.filter(|m| m.check_against(&charter, now).is_ok()).map(|m| ("router".into(), m.weights));
+    for (name, weights) in experts.chain(routers) {
+        let Blob { digest, size } = weights;
+        if registry.has_blob(digest).is_some() {
             continue;
         }
-        let bar = Progress::bytes(format!("fetch {} ({})", digest.short(), manifest.name), size);
-        match node.client.fetch(manifest.weights, |progress| bar.set(progress.done)).await {
+        let bar = Progress::bytes(format!("fetch {} ({name})", digest.short()), size);
+        match node.client.fetch(weights, |progress| bar.set(progress.done)).await {
             Ok(_) => provide(node, digest).await,
-            Err(error) => {
-                tracing::warn!(manifest = %manifest.digest().short(), "cannot fetch: {}", Error::from(error).chain())
-            }
+            Err(error) => tracing::warn!(blob = %digest.short(), "cannot fetch: {}", Error::from(error).chain()),
         }
     }
     Ok(())

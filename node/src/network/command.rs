@@ -59,6 +59,8 @@ pub enum Event {
     PeerDisconnected(PeerId),
     /// A new manifest was accepted and stored.
     ManifestArrived(hdd_protocol::Digest),
+    /// A new router's manifest was accepted and stored.
+    RouterArrived(hdd_protocol::Digest),
     /// A new revocation was accepted and stored.
     RevocationArrived(hdd_protocol::Digest),
     /// A bootstrap could not be reached; it is dialled again.

@@ -3,8 +3,8 @@
 
 use super::{Client, Error, Event, Result, task::blocking};
 use hdd_protocol::{
-    Announcement, Charter, Digest, Manifest, Revocation, Signed, SignedPayload, SyncRequest, SyncResponse, Verified,
-    decode,
+    Announcement, Charter, Digest, Manifest, Revocation, RouterManifest, Signed, SignedPayload, SyncRequest,
+    SyncResponse, Verified, decode,
 };
 use hdd_registry::{Inserted, Registry};
 use libp2p::{PeerId, gossipsub::MessageAcceptance};
@@ -81,6 +81,7 @@ impl Intake {
         match record {
             Announcement::Manifest(bytes) => self.take_manifest(verify(&bytes)?, from).await,
             Announcement::Revocation(bytes) => self.take_revocation(verify(&bytes)?, from).await,
+            Announcement::Router(bytes) => self.take_router(verify(&bytes)?, from).await,
         }
     }
 
@@ -89,14 +90,21 @@ impl Intake {
         self.is_new(digest).await?;
         let charter = self.charter(manifest.charter, from).await?;
         let now = (self.client.shared.now)();
-        manifest.check_against(&charter, now).map_err(|error| {
-            // What held when it was issued is only a matter of time now.
-            let held = manifest.check_against(&charter, manifest.issued_at).is_ok();
-            if held { Refusal::Untimely(error) } else { Refusal::Invalid(error) }
-        })?;
+        judge(|at| manifest.check_against(&charter, at), now, manifest.issued_at)?;
         let registry = self.registry();
         let inserted = blocking(move || registry.insert_manifest(&manifest, now)).await?;
         self.report(inserted, digest, Event::ManifestArrived(digest))
+    }
+
+    async fn take_router(&self, router: Verified<RouterManifest>, from: Option<PeerId>) -> Result<Digest, Refusal> {
+        let digest = router.digest();
+        self.is_new(digest).await?;
+        let charter = self.charter(router.charter, from).await?;
+        let now = (self.client.shared.now)();
+        judge(|at| router.check_against(&charter, at), now, router.issued_at)?;
+        let registry = self.registry();
+        let inserted = blocking(move || registry.insert_router(&router, now)).await?;
+        self.report(inserted, digest, Event::RouterArrived(digest))
     }
 
     async fn take_revocation(&self, revocation: Verified<Revocation>, from: Option<PeerId>) -> Result<Digest, Refusal> {
@@ -166,6 +174,14 @@ impl Intake {
         blocking(move || registry.insert_charter(&stored)).await?;
         Ok(Some(charter))
     }
+}
+
+/// What held when it was issued is only a matter of time now.
+fn judge(check: impl Fn(u64) -> hdd_protocol::Result<()>, now: u64, issued_at: u64) -> Result<(), Refusal> {
+    check(now).map_err(|error| match check(issued_at) {
+        Ok(()) => Refusal::Untimely(error),
+        Err(_) => Refusal::Invalid(error),
+    })
 }
 
 fn verify<T: SignedPayload>(bytes: &[u8]) -> Result<Verified<T>, hdd_protocol::Error> {

@@ -1,7 +1,7 @@
 //! The libp2p swarm behind a small handle.
 //!
 //! [`start`] builds the swarm and spawns its loop; [`Client`] is how everything else speaks to it; [`Event`] is what it
-//! reports. Records (manifests, revocations) arrive by gossip and by reconciliation and pass one door, `intake`. Blobs and
+//! reports. Records (manifests, routers, revocations) arrive by gossip and by reconciliation and pass one door, `intake`. Blobs and
 //! an aggregator's service move over streams of their own, outside the loop. Peers are found through bootstraps, a file of
 //! remembered peers, Kademlia and, if asked for, multicast DNS.
 //!

@@ -3,7 +3,8 @@
 use hdd_node::network::{self, Client, Multiaddr, NetworkConfig, Running, Service};
 use hdd_protocol::{
     Announcement, Architecture, Blob, Charter, Codec, Digest, ExpertSpec, FeatureExtractor, Latent, Limits, Manifest,
-    Objective, Recipe, RouterRecipe, SampleLimits, Schedule, SecretKey, Signed, Text, TextEncoder, Training, Verified,
+    Objective, Recipe, RouterManifest, RouterRecipe, RouterTraining, SampleLimits, Schedule, SecretKey, Signed, Text,
+    TextEncoder, TimestepMap, Training, Verified,
 };
 use hdd_registry::Registry;
 use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};
@@ -127,11 +128,39 @@ pub fn manifest(author: u8, name: &str, change: impl FnOnce(&mut Manifest)) -> V
             objective: Objective::Velocity,
             schedule: Schedule::Linear,
             cluster: 0,
+            timestep_map: TimestepMap::Paper,
+            preconditioning: None,
         },
         weights: Blob { digest: Digest::of(name.as_bytes()), size: 8 },
         training: Training { steps: 1, images: 1, loss: 0.5, seed: 0, recipe: Recipe::default(), parent: None },
         licence: "CC0-1.0".into(),
         next_key: None,
+    };
+    change(&mut manifest);
+    Signed::sign(manifest, &key(author)).unwrap()
+}
+
+pub fn router(author: u8, change: impl FnOnce(&mut RouterManifest)) -> Verified<RouterManifest> {
+    let charter = charter();
+    let training = RouterTraining {
+        recipe: charter.router.clone(),
+        steps: 1,
+        images: 1,
+        held_out: 0,
+        accuracy: None,
+        prior: vec![0.5, 0.5],
+        seed: 0,
+        parent: None,
+    };
+    let mut manifest = RouterManifest {
+        charter: charter.digest(),
+        author: key(author).public(),
+        sequence: 1,
+        issued_at: NOW - 10,
+        expires_at: NOW + 1000,
+        weights: Blob { digest: Digest::of(b"router"), size: 8 },
+        training,
+        licence: "CC0-1.0".into(),
     };
     change(&mut manifest);
     Signed::sign(manifest, &key(author)).unwrap()

@@ -8,4 +8,5 @@ mod blobs; // fetched, resumed, and never wrong
 mod bootstrap; // dead ones named, healed, remembered
 mod gossip; // what is forwarded and what is not
 mod reconciliation; // late joiners and nodes that were away
+mod routers; // travel as manifests do
 mod service; // offers and requests

@@ -2,8 +2,8 @@
 
 use hdd_protocol::{
     Architecture, Blob, Charter, Codec, Digest, ExpertSpec, FeatureExtractor, Latent, Limits, Manifest, Objective,
-    Recipe, Revocation, RevocationTarget, RouterRecipe, SampleLimits, Schedule, SecretKey, Signed, Text, TextEncoder,
-    Training, Verified,
+    Recipe, Revocation, RevocationTarget, RouterManifest, RouterRecipe, RouterTraining, SampleLimits, Schedule,
+    SecretKey, Signed, Text, TextEncoder, TimestepMap, Training, Verified,
 };
 
 pub const NOW: u64 = 1_000;
@@ -26,6 +26,8 @@ pub fn manifest_until(key: &SecretKey, name: &str, sequence: u64, seed: u64, exp
         objective: Objective::Velocity,
         schedule: Schedule::Linear,
         cluster: 0,
+        timestep_map: TimestepMap::Paper,
+        preconditioning: None,
     };
     let training = Training { steps: 1, images: 1, loss: 0.5, seed, recipe: Recipe::default(), parent: None };
     let manifest = Manifest {
@@ -40,6 +42,30 @@ pub fn manifest_until(key: &SecretKey, name: &str, sequence: u64, seed: u64, exp
         training,
         licence: "CC0-1.0".into(),
         next_key: None,
+    };
+    Signed::sign(manifest, key).unwrap()
+}
+
+pub fn router(key: &SecretKey, sequence: u64, seed: u64) -> Verified<RouterManifest> {
+    let training = RouterTraining {
+        recipe: RouterRecipe::default(),
+        steps: 1,
+        images: 1,
+        held_out: 0,
+        accuracy: None,
+        prior: vec![1.0],
+        seed,
+        parent: None,
+    };
+    let manifest = RouterManifest {
+        charter: charter_digest(),
+        author: key.public(),
+        sequence,
+        issued_at: 1,
+        expires_at: NOW + 100,
+        weights: Blob { digest: Digest::of(&seed.to_le_bytes()), size: 8 },
+        training,
+        licence: "CC0-1.0".into(),
     };
     Signed::sign(manifest, key).unwrap()
 }

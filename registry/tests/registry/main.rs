@@ -6,3 +6,4 @@ mod fixtures;
 mod folder;
 mod kill;
 mod records;
+mod routers;

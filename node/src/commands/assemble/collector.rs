@@ -1,13 +1,12 @@
 //! Keeps the ensemble what the network's manifests and the policy say it should be.
 
-use super::Desk;
-use crate::{Error, Result, clock::unix_now, network::Event, node::Node, progress::Progress};
+use super::{Desk, weights};
+use crate::{Error, Result, clock::unix_now, network::Event, node::Node};
 use hdd_protocol::{Charter, Digest, Manifest, OfferedExpert, Verified};
 use hdd_registry::{Verdict, VerdictState};
 use hdd_router_service::{Decision, Engine, Policy, Report};
 use std::{
     collections::{HashMap, HashSet},
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -20,10 +19,6 @@ use tokio::sync::{
 const ROUND: Duration = Duration::from_secs(30);
 /// News within this are looked at together.
 const BURST: Duration = Duration::from_millis(300);
-/// A fetch may take this long,
-const PATIENCE: Duration = Duration::from_secs(60);
-/// and a second more for each of these many bytes.
-const SLOWEST: u64 = 256 << 10;
 /// A checkpoint that could not be fetched is asked for again after this.
 const RETRY: Duration = Duration::from_secs(20);
 
@@ -137,7 +132,7 @@ impl<'a> Collector<'a> {
         if self.refused.contains(&digest) || self.failed.get(&digest).is_some_and(|at| at.elapsed() < RETRY) {
             return Ok(false);
         }
-        let Some(file) = self.fetch(manifest).await else {
+        let Some(file) = weights::fetch(self.node, &describe(manifest), manifest.weights).await else {
             self.failed.insert(digest, Instant::now());
             return Ok(false);
         };
@@ -166,20 +161,6 @@ impl<'a> Collector<'a> {
                 Ok(false)
             }
         }
-    }
-
-    /// The weights, or nothing if they do not come in reasonable time: what else is due must not wait for one slow peer.
-    async fn fetch(&self, manifest: &Verified<Manifest>) -> Option<PathBuf> {
-        let bar = Progress::bytes(format!("fetching {}", describe(manifest)), manifest.weights.size);
-        let patience = PATIENCE + Duration::from_secs(manifest.weights.size / SLOWEST);
-        let fetch = self.node.client.fetch(manifest.weights, |progress| bar.set(progress.done));
-        let why = match tokio::time::timeout(patience, fetch).await {
-            Ok(Ok(file)) => return Some(file),
-            Ok(Err(error)) => Error::from(error).chain(),
-            Err(_) => format!("not here after {} s; what arrived is kept", patience.as_secs()),
-        };
-        eprintln!("cannot fetch {} yet: {why}", describe(manifest));
-        None
     }
 
     fn record(
@@ -216,7 +197,8 @@ impl<'a> Collector<'a> {
     }
 }
 
-fn not_announced(error: crate::network::Error) {
+/// Says so where it matters little.
+pub fn not_announced(error: crate::network::Error) {
     tracing::info!("not in the DHT: {}", Error::from(error).chain());
 }
 

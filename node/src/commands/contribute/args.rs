@@ -1,9 +1,12 @@
+use super::recipe::{ComputeArgs, RecipeArgs};
 use crate::{
     Error, Result,
+    commands::names::{ObjectiveName, ScheduleName},
     torch::{DeviceArgs, ImageArgs},
 };
-use clap::ValueEnum;
-use hdd_protocol::{Architecture, Charter, LossWeighting, Objective, Recipe, Schedule, TimeSampling};
+use hdd_expert_runtime::import::usual_schedule;
+use hdd_protocol::{Architecture, Charter, ExpertSpec, Objective, Recipe, Schedule};
+use std::path::PathBuf;
 
 /// What to train, on what, and how. What is not given is the charter's.
 #[derive(Debug, Clone, clap::Args)]
@@ -22,6 +25,13 @@ pub struct Args {
     /// Noising path [default: linear for velocity, cosine for the others]
     #[arg(long, value_enum)]
     schedule: Option<ScheduleName>,
+    /// Let the network estimate only what a linear guess leaves open, for data of this standard deviation (Karras et al.):
+    /// an epsilon expert then draws as well as the others after a short training [default: off, as in the paper]
+    #[arg(long, value_name = "STD")]
+    pub precondition: Option<f32>,
+    /// Begin from the weights in this folder, which `hdd-node import` or another `contribute` wrote; they give the architecture
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["architecture", "width", "depth", "heads", "patch"])]
+    pub init: Option<PathBuf>,
     /// Images at hand
     #[command(flatten)]
     pub images: ImageArgs,
@@ -50,6 +60,9 @@ pub struct Args {
     architecture: ArchitectureArgs,
     #[command(flatten)]
     recipe: RecipeArgs,
+    /// Memory
+    #[command(flatten)]
+    pub compute: ComputeArgs,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -72,73 +85,6 @@ struct ArchitectureArgs {
     patch: Option<u32>,
 }
 
-#[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "Training [defaults: the charter's recipe]")]
-struct RecipeArgs {
-    /// Optimiser steps
-    #[arg(long)]
-    steps: Option<u64>,
-    /// Images a step
-    #[arg(long)]
-    batch: Option<u32>,
-    /// AdamW's step size
-    #[arg(long)]
-    learning_rate: Option<f64>,
-    /// Steps of linear warmup
-    #[arg(long)]
-    warmup: Option<u64>,
-    /// AdamW's weight decay
-    #[arg(long)]
-    weight_decay: Option<f64>,
-    /// Largest gradient norm
-    #[arg(long)]
-    clip: Option<f64>,
-    /// Decay of the averaged weights, a step
-    #[arg(long)]
-    ema_decay: Option<f64>,
-    /// Probability of training without the text
-    #[arg(long)]
-    text_dropout: Option<f64>,
-    /// Distribution of training times
-    #[arg(long, value_enum)]
-    times: Option<TimesName>,
-    /// Weigh the loss by min(1 / alpha^2, LIMIT): for epsilon, more weight to high noise
-    #[arg(long, value_name = "LIMIT")]
-    inverse_alpha: Option<f32>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum ObjectiveName {
-    /// The noise (DDPM)
-    Epsilon,
-    /// The clean sample
-    X0,
-    /// alpha eps - sigma x0
-    V,
-    /// The path's velocity (flow matching)
-    Velocity,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum ScheduleName {
-    /// (1 - t, t)
-    Linear,
-    /// (cos, sin)
-    Cosine,
-    /// Cosine with the offset 0.008
-    CosineOffset,
-    /// DDPM's thousand betas
-    LinearBeta,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum TimesName {
-    /// Evenly over [0, 1]
-    Uniform,
-    /// Sigmoid of a standard normal: fewer at the ends
-    LogitNormal,
-}
-
 fn parse_name(text: &str) -> hdd_protocol::Result<String> {
     hdd_protocol::check_name(text).map(|()| text.to_owned())
 }
@@ -146,22 +92,12 @@ fn parse_name(text: &str) -> hdd_protocol::Result<String> {
 impl Args {
     /// What the network predicts.
     pub fn objective(&self) -> Objective {
-        match self.objective {
-            ObjectiveName::Epsilon => Objective::Epsilon,
-            ObjectiveName::X0 => Objective::X0,
-            ObjectiveName::V => Objective::V,
-            ObjectiveName::Velocity => Objective::Velocity,
-        }
+        self.objective.into()
     }
 
     /// The noising path.
     pub fn schedule(&self) -> Schedule {
-        match (self.schedule, self.objective()) {
-            (Some(ScheduleName::Linear), _) | (None, Objective::Velocity) => Schedule::Linear,
-            (Some(ScheduleName::Cosine), _) | (None, _) => Schedule::Cosine,
-            (Some(ScheduleName::CosineOffset), _) => Schedule::CosineOffset { offset: 0.008 },
-            (Some(ScheduleName::LinearBeta), _) => Schedule::DDPM,
-        }
+        self.schedule.map_or_else(|| usual_schedule(self.objective()), Into::into)
     }
 
     /// The weights' licence, which must be the charter's.
@@ -202,31 +138,44 @@ impl Args {
         Ok(a)
     }
 
+    /// Whether weights of `spec` can be trained on for this charter with these flags.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if not.
+    pub fn check_beginning(&self, spec: &ExpertSpec, charter: &Charter) -> Result<()> {
+        let shape = |a: &Architecture| [a.channels, a.size, a.text_length, a.text_width];
+        let in_words = |[channels, size, length, width]: [u32; 4]| {
+            format!("{channels}x{size}x{size} latents and {length}x{width} text")
+        };
+        let (have, want) = (shape(&spec.architecture), shape(&charter.architecture));
+        if have != want {
+            let (have, want) = (in_words(have), in_words(want));
+            return Err(Error::Usage(format!(
+                "the weights of --init are for {have}, charter {} has {want}; import them for it or choose others",
+                charter.name
+            )));
+        }
+        if spec.objective != self.objective() {
+            let (have, want) = (spec.objective, self.objective());
+            return Err(Error::Usage(format!(
+                "the weights of --init are for the objective {have}, not {want}; \
+                 give --objective {have}, or import them with --objective {want}"
+            )));
+        }
+        if self.precondition.is_some() && self.precondition != spec.preconditioning {
+            return Err(Error::Usage(
+                "the weights of --init say themselves how they are preconditioned; leave --precondition out".into(),
+            ));
+        }
+        Ok(())
+    }
+
     /// The charter's recipe with what the flags change.
     ///
     /// # Errors
     /// The protocol's for a number out of range.
     pub fn recipe(&self, charter: &Charter) -> Result<Recipe> {
-        let (base, flags) = (charter.recipe.clone(), &self.recipe);
-        let recipe = Recipe {
-            steps: flags.steps.unwrap_or(base.steps),
-            batch: flags.batch.unwrap_or(base.batch),
-            learning_rate: flags.learning_rate.unwrap_or(base.learning_rate),
-            warmup: flags.warmup.unwrap_or(base.warmup),
-            weight_decay: flags.weight_decay.unwrap_or(base.weight_decay),
-            clip: flags.clip.unwrap_or(base.clip),
-            ema_decay: flags.ema_decay.unwrap_or(base.ema_decay),
-            text_dropout: flags.text_dropout.unwrap_or(base.text_dropout),
-            times: match flags.times {
-                Some(TimesName::Uniform) => TimeSampling::Uniform,
-                Some(TimesName::LogitNormal) => TimeSampling::LogitNormal { mean: 0.0, std: 1.0 },
-                None => base.times,
-            },
-            weighting: flags.inverse_alpha.map_or(base.weighting, |limit| LossWeighting::InverseAlpha { limit }),
-            ..base
-        };
-        recipe.check()?;
-        Ok(recipe)
+        self.recipe.recipe(&charter.recipe)
     }
 
     /// Steps, if a flag says how many.

@@ -5,9 +5,11 @@
 
 mod args;
 mod publish;
+mod recipe;
 mod training;
 
 pub use args::Args;
+pub(super) use training::on_thread;
 
 use crate::{Error, Result, node::Node, settings::Settings};
 use training::{Job, Outcome};

@@ -1,13 +1,13 @@
 //! From a checkpoint to a signed manifest that the network knows, for as long as the node runs.
 
 use super::Args;
-use crate::{Error, Result, clock::unix_now, node::Node};
+use crate::{
+    Error, Result,
+    clock::{ANNOUNCE, is_half_spent, unix_now},
+    node::Node,
+};
 use hdd_expert_runtime::Checkpoint;
 use hdd_protocol::{Announcement, Charter, Manifest, Signed, Training, Verified};
-use std::time::Duration;
-
-/// The manifest is announced again, and aggregators are looked for, this often: gossip forgets, and peers come and go.
-const AGAIN: Duration = Duration::from_secs(300);
 
 /// Takes the weights into the registry and announces a manifest of them: the current one if it says the same, else the
 /// next in sequence.
@@ -26,7 +26,7 @@ pub async fn publish(
     let own = node.registry.manifests(Some(charter.digest()))?;
     let last = own.into_iter().find(|m| m.author == author && m.name == args.name);
     let manifest = match last {
-        Some(last) if last.weights == weights && !is_half_spent(&last) => last,
+        Some(last) if last.weights == weights && !is_half_spent(last.issued_at, last.expires_at) => last,
         _ => {
             let config = checkpoint.config;
             let training = Training {
@@ -35,7 +35,7 @@ pub async fn publish(
                 loss: config.loss,
                 seed: config.seed,
                 recipe: config.recipe,
-                parent: None,
+                parent: config.parent,
             };
             let manifest = Manifest {
                 charter: charter.digest(),
@@ -70,10 +70,6 @@ fn sign(node: &Node, charter: &Verified<Charter>, manifest: Manifest) -> Result<
     Ok(Signed::sign(manifest, &node.key)?)
 }
 
-fn is_half_spent(manifest: &Manifest) -> bool {
-    unix_now() >= manifest.issued_at / 2 + manifest.expires_at / 2
-}
-
 async fn announce(node: &Node, manifest: &Verified<Manifest>) -> Result<()> {
     let peers = node.client.announce(Announcement::Manifest(manifest.bytes().to_vec())).await?;
     tracing::info!(manifest = %manifest.digest().short(), peers, "announced");
@@ -98,8 +94,8 @@ pub async fn keep_available(node: &Node, charter: &Verified<Charter>, manifest: 
                 tracing::debug!(%aggregator, %error, "no offer");
             }
         }
-        tokio::time::sleep(AGAIN).await;
-        if is_half_spent(&manifest) {
+        tokio::time::sleep(ANNOUNCE).await;
+        if is_half_spent(manifest.issued_at, manifest.expires_at) {
             manifest = sign(node, charter, (*manifest).clone())?;
         }
         announce(node, &manifest).await?;

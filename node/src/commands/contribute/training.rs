@@ -10,10 +10,11 @@ use crate::{
 use hdd_expert_runtime::{
     Checkpoint, Condition, Expert, Guidance,
     data::{self, Images},
+    import::{self, Beginning},
     latest_checkpoint, sampler,
-    train::{self, Examples, Stop, Trainer},
+    train::{self, Compute, Examples, Footprint, Stop, Trainer, available_memory},
 };
-use hdd_protocol::{Charter, Conversion, ExpertSpec, Manifest, Recipe, Solver, Verified};
+use hdd_protocol::{Architecture, Charter, Conversion, ExpertSpec, Manifest, Recipe, Solver, TimestepMap, Verified};
 use std::{
     collections::HashMap,
     fs::{self, File},
@@ -90,7 +91,15 @@ impl Job {
         let recipe = args.recipe(charter)?;
         // Before hours of work, not after.
         args.licence(charter)?;
-        let (parameters, most) = (args.architecture(charter)?.parameters(), charter.limits.parameters);
+        let beginning = args.init.as_deref().map(import::open).transpose()?;
+        if let Some(beginning) = &beginning {
+            args.check_beginning(&beginning.spec, charter)?;
+        }
+        let architecture = match &beginning {
+            Some(beginning) => beginning.spec.architecture.clone(),
+            None => args.architecture(charter)?,
+        };
+        let (parameters, most) = (architecture.parameters(), charter.limits.parameters);
         if parameters > most {
             return Err(Error::Usage(format!(
                 "this architecture has {parameters} parameters, charter {} allows {most}; choose a smaller --architecture or --width",
@@ -123,12 +132,17 @@ impl Job {
         }
         let images = images.select(&chosen);
         let spec = ExpertSpec {
-            architecture: args.architecture(charter)?,
+            architecture,
             objective: args.objective(),
             schedule: args.schedule(),
             cluster,
+            timestep_map: beginning.as_ref().map_or(TimestepMap::default(), |b| b.spec.timestep_map),
+            preconditioning: beginning.as_ref().map_or(args.precondition, |b| b.spec.preconditioning),
         };
-        let trainer = trainer(args, charter, &spec, &recipe, earlier, device, folder)?;
+        let mut trainer = trainer(args, charter, &spec, &recipe, earlier, device, folder)?;
+        if let Some(beginning) = &beginning {
+            begin(&mut trainer, beginning, &args.name)?;
+        }
         fs::create_dir_all(folder.join("samples")).map_err(Error::io("create", folder.join("samples")))?;
         let parameters = spec.architecture.parameters();
         eprintln!(
@@ -157,8 +171,9 @@ impl Job {
     /// [`hdd_expert_runtime::Error::Diverged`]; files that cannot be written. Checkpoints stay.
     pub fn run(mut self, shutdown: &Shutdown) -> Result<Outcome> {
         let checkpoints = self.folder.join("checkpoints");
-        let text = data::encode(&self.charter.text, &self.images.captions, self.device)?;
-        let examples = Examples::new(self.images.tensor(self.device)?, text)?;
+        let text = data::encode(&self.charter.text, &self.images.captions, Device::Cpu)?;
+        let examples = Examples::new(&self.images.tensor(Device::Cpu)?, &text)?;
+        estimate(&mut self.trainer, &examples, self.device)?;
         let recipe = self.trainer.config().recipe.clone();
         let before = self.trainer.config().step;
         let bar = Progress::steps("training", recipe.steps);
@@ -215,7 +230,10 @@ fn trainer(
     folder: &Path,
 ) -> Result<Trainer> {
     let Some(checkpoint) = earlier else {
-        return Ok(Trainer::new(charter.digest(), spec, recipe, args.seed, device)?);
+        let compute = compute(args, &spec.architecture, recipe, device);
+        let mut trainer = Trainer::new(charter.digest(), spec, recipe, args.seed, device)?;
+        trainer.set_compute(compute);
+        return Ok(trainer);
     };
     let config = &checkpoint.config;
     let same = Recipe { steps: config.recipe.steps, ..recipe.clone() } == config.recipe;
@@ -234,7 +252,51 @@ fn trainer(
     if let Some(steps) = args.steps() {
         trainer.set_steps(steps);
     }
+    // What was chosen for the run is kept: the same parts of a batch give the same bits.
+    let begun = trainer.config().compute;
+    trainer.set_compute(Compute {
+        micro_batch: args.compute.micro_batch.unwrap_or(begun.micro_batch),
+        recompute: args.compute.recompute || begun.recompute,
+    });
     Ok(trainer)
+}
+
+/// Gives a new run its first weights; one that goes on must have begun from the same.
+fn begin(trainer: &mut Trainer, beginning: &Beginning, name: &str) -> Result<()> {
+    match trainer.config() {
+        config if config.parent == Some(beginning.parent) => Ok(()),
+        config if config.step == 0 => Ok(trainer.start_from(&beginning.model, beginning.parent)?),
+        _ => Err(Error::Usage(format!(
+            "expert '{name}' was begun from other weights than those of --init; choose another --name"
+        ))),
+    }
+}
+
+/// How a new run computes its batches: as the flags say, else as the device's free memory allows.
+fn compute(args: &Args, architecture: &Architecture, recipe: &Recipe, device: Device) -> Compute {
+    let recompute = args.compute.recompute;
+    match (args.compute.micro_batch, available_memory(device)) {
+        (Some(micro_batch), _) => Compute { micro_batch, recompute },
+        (None, Some(free)) => Compute::choose(architecture, recipe, device, free, recompute),
+        (None, None) => Compute { recompute, ..Compute::whole(recipe) },
+    }
+}
+
+/// Says what the run will take before its first step.
+fn estimate(trainer: &mut Trainer, examples: &Examples, device: Device) -> Result<()> {
+    // Timing comes first: it also finds out whether the memory is enough.
+    let Some(speed) = trainer.speed(examples)? else { return Ok(()) };
+    let config = trainer.config();
+    let (recipe, Compute { micro_batch, recompute }) = (&config.recipe, config.compute);
+    let footprint = Footprint::of(&config.spec.architecture, recipe, recompute, device);
+    let hours = ((recipe.steps - config.step) * u64::from(recipe.batch)) as f64 / speed / 3600.0;
+    let way = if recompute { ", activations recomputed" } else { "" };
+    eprintln!(
+        "estimate: {:.1} GB, {hours:.2} h ({speed:.0} images/s, {micro_batch} of {} at a time{way})",
+        footprint.bytes(micro_batch) as f64 / 1e9,
+        recipe.batch
+    );
+    Ok(())
 }
 
 /// The cluster with the fewest experts in the network; of several, the one with most of these images.
@@ -302,6 +364,7 @@ impl Metrics {
         let line = serde_json::json!({
             "step": p.step, "loss": p.loss, "gradient_norm": p.gradient_norm,
             "learning_rate": p.learning_rate, "images_per_second": rate,
+            "loss_scale": p.loss_scale, "skipped": p.skipped,
         });
         writeln!(self.0, "{line}").map_err(Error::io("write", "metrics.jsonl"))
     }

@@ -57,6 +57,9 @@ pub struct Args {
     /// Integrator
     #[arg(long, value_enum, default_value_t = SolverName::Euler)]
     solver: SolverName,
+    /// Shift of the time grid, 0.1 to 20: 1 spaces the steps evenly, above it more of them are spent at high noise
+    #[arg(long, allow_negative_numbers = true, default_value_t = SampleRequest::default().shift)]
+    shift: f32,
     /// The picture file: a grid with a row a prompt
     #[arg(long, value_name = "FILE.png", default_value = "samples.png")]
     pub(super) out: PathBuf,
@@ -89,12 +92,27 @@ enum Mode {
     Threshold,
 }
 
+/// How an expert's output becomes a velocity on the linear path.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum ConversionName {
+pub enum ConversionName {
     /// At the point of the expert's own path with the same signal-to-noise ratio
     Aligned,
     /// As the paper has it, at the same time
     Paper,
+}
+
+impl ConversionName {
+    /// The conversion, the paper's without its damping if `undamped`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for `undamped` with another.
+    pub fn with(self, undamped: bool) -> Result<Conversion> {
+        match self {
+            Self::Aligned if undamped => Err(Error::Usage("--undamped goes with --conversion paper".into())),
+            Self::Aligned => Ok(Conversion::DEFAULT),
+            Self::Paper => Ok(Conversion::Paper { damping: !undamped }),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -103,6 +121,8 @@ enum SolverName {
     Euler,
     /// Second order, two evaluations a step
     Heun,
+    /// Second order, one evaluation a step
+    Multistep,
 }
 
 impl Args {
@@ -131,13 +151,6 @@ impl Args {
                 return Err(Error::Usage(format!("{} holds no prompt: write one a line", path.display())));
             }
         }
-        let conversion = match self.conversion {
-            ConversionName::Aligned if self.undamped => {
-                return Err(Error::Usage("--undamped goes with --conversion paper".into()));
-            }
-            ConversionName::Aligned => Conversion::DEFAULT,
-            ConversionName::Paper => Conversion::Paper { damping: !self.undamped },
-        };
         let request = SampleRequest {
             prompt: String::new(),
             negative: self.negative.clone(),
@@ -146,12 +159,14 @@ impl Args {
             steps: self.steps,
             guidance: self.guidance,
             selection: self.selection()?,
-            conversion,
+            conversion: self.conversion.with(self.undamped)?,
             converted_below: self.converted_below,
             solver: match self.solver {
                 SolverName::Euler => Solver::Euler,
                 SolverName::Heun => Solver::Heun,
+                SolverName::Multistep => Solver::Multistep,
             },
+            shift: self.shift,
         };
         Ok(prompts.into_iter().map(|prompt| SampleRequest { prompt, ..request.clone() }).collect())
     }
@@ -213,6 +228,7 @@ mod tests {
         check("--solver heun --converted-below 0.4 --negative ugly", |r| {
             r.solver == Solver::Heun && r.converted_below == Some(0.4) && r.negative == "ugly"
         });
+        check("--solver multistep --shift 3", |r| r.solver == Solver::Multistep && r.shift == 3.0);
     }
 
     #[test]
@@ -226,6 +242,7 @@ mod tests {
             ("--count 1000000", "count is 1000000"),
             ("--steps 1000000", "steps is 1000000"),
             ("--guidance nan", "guidance"),
+            ("--shift 0", "shift is 0"),
             ("--seed 18446744073709551615", "seed"),
             ("--mode threshold --threshold 1.5", "threshold is 1.5"),
             ("--count 64 --steps 1000", "ask for fewer"),

@@ -4,7 +4,7 @@ mod aggregator;
 mod args;
 mod output;
 
-pub use args::Args;
+pub use args::{Args, ConversionName};
 
 use crate::{Error, Result, network::Client, node::Node, progress::Progress, settings::Settings};
 use aggregator::Aggregator;
