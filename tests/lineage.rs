@@ -5,9 +5,9 @@ use hdd_tests::run;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// Trains `name` for some steps of one cluster of the embedded pictures with more flags: exit code and what it said.
+/// Trains `name` for some steps on the embedded pictures with more flags: exit code and what it said.
 fn train(data: &Path, name: &str, flags: &[&str]) -> (i32, String) {
-    let line = ["contribute", "--no-publish", "--cluster", "3", "--limit", "48", "--batch", "8", "--name", name];
+    let line = ["contribute", "--no-publish", "--limit", "48", "--batch", "8", "--name", name];
     let output = run(data, &[&line[..], flags].concat()).unwrap();
     (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
@@ -32,7 +32,7 @@ fn an_expert_begins_from_anothers_weights_and_names_them() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let tiny = ["--width", "32", "--depth", "1", "--heads", "2", "--ema-decay", "0.9"];
-    let (code, said) = train(&data, "first", &[&tiny[..], &["--steps", "60"]].concat());
+    let (code, said) = train(&data, "first", &[&tiny[..], &["--steps", "60", "--cluster", "3"]].concat());
     assert_eq!(code, 0, "{said}");
     let first = checkpoint(&data, "first", 60);
 
@@ -48,9 +48,10 @@ fn an_expert_begins_from_anothers_weights_and_names_them() {
     let second = config(&second);
     assert_eq!(second["spec"]["architecture"], config(&first)["spec"]["architecture"]);
 
-    // From an import of it for another objective, which has the same parent; then on from where it was.
+    // From an import of it for another objective, which has the same parent and says path and cluster; then on from where it was.
     let import = folder.path().join("import");
-    let objective = ["--objective", "epsilon", "--timestep-map", "snr"];
+    let objective =
+        ["--objective", "epsilon", "--timestep-map", "snr", "--schedule", "cosine-offset", "--cluster", "2"];
     let line = ["import", "--from", "hdd", init, "--out", import.to_str().unwrap()];
     let output = run(&data, &[&line[..], &objective].concat()).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -60,7 +61,8 @@ fn an_expert_begins_from_anothers_weights_and_names_them() {
         assert_eq!(code, 0, "{said}");
     }
     let third = config(&checkpoint(&data, "third", 20));
-    assert_eq!(third["spec"]["timestep_map"], "snr");
+    assert_eq!((&third["spec"]["timestep_map"], &third["spec"]["cluster"]), (&"snr".into(), &2.into()));
+    assert_eq!(third["spec"]["schedule"]["cosine-offset"]["offset"], 0.008);
     assert_eq!((&third["parent"], third["parent"].is_string()), (&second["parent"], true));
 
     for (name, flags, word) in [

@@ -61,7 +61,7 @@ fn an_interrupted_run_gives_the_losses_of_an_uninterrupted_one() {
     assert!(third.status.success(), "{}", String::from_utf8_lossy(&third.stderr));
 
     let (whole_metrics, broken_metrics) = (metrics(&whole), metrics(&broken));
-    assert_eq!(whole_metrics.len(), 6);
+    assert_eq!((whole_metrics.len(), broken_metrics.len()), (6, 6));
     for (a, b) in whole_metrics.iter().zip(&broken_metrics) {
         assert_eq!((&a["step"], &a["loss"]), (&b["step"], &b["loss"]));
     }

@@ -2,8 +2,8 @@
 //!
 //! `paper` is the paper's Sections 2.3 and 8: the expert's schedule at the same time. A point of the linear path has
 //! another signal-to-noise ratio than the expert's own path at that time, so in a mixture a converted expert is asked about
-//! inputs that it never saw. `aligned` asks it about the point of its own path with the same ratio instead (facts.md,
-//! Conversion), and needs no damping.
+//! inputs that it never saw. `aligned` asks it about the point of its own path with the same ratio instead,
+//! and needs no damping.
 
 use crate::{Coefficients, NoisePath, column, objective::to_pair};
 use hdd_protocol::{Conversion, Objective};

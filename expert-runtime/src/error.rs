@@ -46,20 +46,23 @@ pub enum Error {
         why: String,
     },
     /// Training cannot go on.
-    #[error("training stopped at step {step}: {why}")]
+    #[error("training diverged at step {step}: {why}; train under another --name with a lower --learning-rate")]
     Diverged {
         /// The step.
         step: u64,
-        /// What was seen and what to do.
+        /// What was seen.
         why: String,
     },
     /// Not one image at a time fits the device.
     #[error(
-        "out of memory with one image at a time ({why}); give --recompute, a smaller --architecture, or another --device"
+        "out of memory with one image at a time ({why}); give {}a smaller --architecture, or another --device",
+        if *recompute { "" } else { "--recompute, " }
     )]
     Memory {
         /// libtorch's word.
         why: String,
+        /// Whether activations were recomputed already.
+        recompute: bool,
     },
     /// libtorch refused an operation.
     #[error("libtorch: {0}")]

@@ -1,7 +1,7 @@
 use crate::{
     ClusterExpert, Coefficients, Condition, NoisePath, Result, VelocityField, column, linear_velocity,
     network::Dit,
-    precondition,
+    precondition, seeded,
     weights::{self, Named},
 };
 use hdd_protocol::{Conversion, ExpertSpec, Objective, Schedule, TimestepMap};
@@ -24,9 +24,8 @@ impl Expert {
     /// A specification out of range.
     pub fn new(spec: &ExpertSpec, seed: u64, device: Device) -> Result<Self> {
         spec.check()?;
-        tch::manual_seed(seed as i64);
         let store = nn::VarStore::new(device);
-        let network = Dit::new(&store.root(), &spec.architecture);
+        let network = seeded(seed, || Dit::new(&store.root(), &spec.architecture));
         let clock = (spec.timestep_map == TimestepMap::Snr).then(|| NoisePath::new(&Schedule::DDPM));
         Ok(Self { spec: spec.clone(), path: NoisePath::new(&spec.schedule), clock, network, store })
     }
@@ -42,7 +41,22 @@ impl Expert {
         Ok(expert)
     }
 
-    /// Writes the weights to a new file.
+    /// Another expert with the same weights, in memory of its own.
+    ///
+    /// # Errors
+    /// [`crate::Error::Torch`] without memory.
+    pub fn copy(&self) -> Result<Self> {
+        let mut copy = Self::new(&self.spec, 0, self.device())?;
+        copy.store.copy(&self.store)?;
+        Ok(copy)
+    }
+
+    /// Sets the modulation that the blocks share to zero, so that only their tables modulate at first (Section 2.5).
+    pub fn zero_modulation(&mut self) {
+        self.network.zero_modulation();
+    }
+
+    /// Writes the weights to a file.
     ///
     /// # Errors
     /// As [`weights::write`].
@@ -151,5 +165,35 @@ impl VelocityField for ExpertField<'_> {
         let both = self.unguided(&Tensor::cat(&[x, x], 0), &twice, &Tensor::cat(&[text, negative], 0));
         let (c, u) = (both.narrow(0, 0, batch), both.narrow(0, batch, batch));
         Ok(&u + column(guidance.scale.iter().copied(), x) * (c - &u))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hdd_protocol::Architecture;
+    use std::thread;
+
+    #[test]
+    fn a_seed_gives_its_weights_whatever_other_threads_draw() {
+        let architecture =
+            Architecture { channels: 3, size: 8, text_width: 6, text_length: 3, ..Architecture::new(32, 2, 4, 2) };
+        let spec = ExpertSpec {
+            architecture,
+            objective: Objective::Velocity,
+            schedule: Schedule::Linear,
+            cluster: 0,
+            timestep_map: TimestepMap::Paper,
+            preconditioning: None,
+        };
+        let first = Expert::new(&spec, 7, Device::Cpu).unwrap();
+        assert_eq!(first.copy().unwrap().parameters(), first.parameters());
+        assert_ne!(Expert::new(&spec, 8, Device::Cpu).unwrap().parameters(), first.parameters());
+        let draw = || (0..10).map(|_| Expert::new(&spec, 7, Device::Cpu).unwrap().parameters()).collect::<Vec<_>>();
+        thread::scope(|scope| {
+            for thread in [0; 4].map(|_| scope.spawn(draw)) {
+                assert!(thread.join().unwrap().iter().all(|drawn| *drawn == first.parameters()));
+            }
+        });
     }
 }

@@ -19,20 +19,24 @@ pub mod import;
 pub mod network;
 mod objective;
 pub mod oracle;
+mod panics;
 mod preconditioning;
+mod random;
 pub mod sampler;
 mod schedule;
 pub mod train;
 pub mod weights;
 
-pub use checkpoint::{Checkpoint, CheckpointConfig, latest_checkpoint};
+pub use checkpoint::{Checkpoint, CheckpointConfig, last_good_checkpoint, latest_checkpoint};
 pub use conversion::{PIXEL_CLAMP, VAE_CLAMP, aligned_point, aligned_velocity, linear_velocity, paper_velocity};
 pub use error::{Error, Result};
 pub use expert::{Expert, ExpertField};
 pub use field::{ClusterExpert, ClusterPosterior, Condition, Guidance, VelocityField};
-pub use fused::{Adam, AdamState, keep_pages, lerp, torch_version};
+pub use fused::{Adam, AdamState, keep_pages, lerp, normal, torch_version};
 pub use objective::{Pair, target, to_pair};
+pub use panics::{leave_panics_to_their_owners, panic_message};
 pub use preconditioning::{Preconditioning, precondition};
+pub use random::seeded;
 pub use schedule::{Coefficients, NoisePath};
 
 use tch::{Device, Tensor};

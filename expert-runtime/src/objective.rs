@@ -1,6 +1,6 @@
 //! What a network's raw output means. Every objective meets in the pair `(x0, eps)`; no conversion is pairwise.
 //!
-//! The table is facts.md's, from paper Eq. 3-5 and Salimans and Ho (2022) for `v`.
+//! Paper Eq. 3-5, and Salimans and Ho (2022) for `v`.
 
 use crate::{Coefficients, column};
 use hdd_protocol::Objective;
@@ -60,14 +60,14 @@ pub fn to_pair(objective: Objective, u: &Tensor, x: &Tensor, at: &[Coefficients]
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::NoisePath;
+    use crate::{NoisePath, normal};
     use hdd_protocol::Schedule;
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     #[test]
     fn every_objective_round_trips_on_every_path() {
-        let x0 = Tensor::randn([9, 5], (Kind::Double, Device::Cpu));
-        let eps = Tensor::randn([9, 5], (Kind::Double, Device::Cpu));
+        let normal = |seed| normal(&[9, 5], seed).unwrap().to_kind(Kind::Double);
+        let (x0, eps) = (normal(1), normal(2));
         for schedule in [Schedule::Linear, Schedule::Cosine, Schedule::CosineOffset { offset: 0.008 }, Schedule::DDPM] {
             let path = NoisePath::new(&schedule);
             let at: Vec<_> = (1..10).map(|i| path.at(f64::from(i) / 10.0)).collect();

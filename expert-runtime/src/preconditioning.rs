@@ -55,11 +55,11 @@ pub fn precondition(
 mod tests {
     use super::*;
     use crate::{
-        NoisePath,
+        NoisePath, normal,
         objective::{target, to_pair},
     };
     use hdd_protocol::Schedule;
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     const STD: f64 = 0.7;
     const OBJECTIVES: [Objective; 4] = [Objective::Epsilon, Objective::X0, Objective::V, Objective::Velocity];
@@ -73,9 +73,8 @@ mod tests {
 
     #[test]
     fn the_residual_has_unit_variance_and_is_the_same_for_every_objective() {
-        tch::manual_seed(1);
-        let x0 = STD * Tensor::randn([1, 100_000], (Kind::Double, Device::Cpu));
-        let eps = x0.randn_like();
+        let normal = |seed| normal(&[1, 100_000], seed).unwrap().to_kind(Kind::Double);
+        let (x0, eps) = (STD * normal(1), normal(2));
         for schedule in [Schedule::Linear, Schedule::Cosine, Schedule::DDPM] {
             let path = NoisePath::new(&schedule);
             for t in [0.05, 0.3, 0.6, 0.95] {
@@ -91,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_networks_error_moves_the_clean_sample_by_its_size_at_most() {
-        let x = Tensor::randn([1, 64], (Kind::Double, Device::Cpu));
+        let x = normal(&[1, 64], 3).unwrap().to_kind(Kind::Double);
         for schedule in [Schedule::Linear, Schedule::Cosine, Schedule::DDPM] {
             let path = NoisePath::new(&schedule);
             for objective in OBJECTIVES {

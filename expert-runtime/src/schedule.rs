@@ -44,6 +44,8 @@ impl NoisePath {
         match *schedule {
             Schedule::Linear => Self::Linear,
             Schedule::Cosine => Self::Cosine,
+            // The offset's closed forms lose their slope at t = 0 without one.
+            Schedule::CosineOffset { offset: 0.0 } => Self::Cosine,
             Schedule::CosineOffset { offset } => Self::CosineOffset { offset },
             Schedule::LinearBeta { steps, start, end } => {
                 let mut sum = 0.0;

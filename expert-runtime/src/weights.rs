@@ -5,14 +5,15 @@
 
 use crate::{Error, Result, error::At};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, View, tensor::TensorView};
 use std::{
+    borrow::Cow,
+    cell::Cell,
     collections::{BTreeMap, HashMap},
-    fs::File,
-    io::Write,
+    fs::{self, File},
     path::Path,
 };
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 /// Largest header, bytes.
 const HEADER_LIMIT: u64 = 1 << 20;
@@ -22,29 +23,71 @@ const TENSOR_LIMIT: usize = 4096;
 /// Named tensors in a fixed order.
 pub type Named = BTreeMap<String, Tensor>;
 
-/// Writes tensors as they are, with `metadata` in the header, to a file that must not exist yet, and syncs it.
+/// Writes tensors as they are, with `metadata` in the header, and syncs them: whole or not at all, in place of what had the
+/// file's name. One tensor at a time is held twice in memory.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Weights`] for a tensor kind that safetensors lacks.
+/// [`Error::Io`]; [`Error::Weights`] for a tensor kind that safetensors lacks; [`Error::Torch`] without memory.
 pub fn write(path: &Path, tensors: &Named, metadata: HashMap<String, String>) -> Result<()> {
     let bad = |why: String| Error::Weights { path: path.to_owned(), why };
-    let mut buffers = Vec::with_capacity(tensors.len());
+    let failure = Cell::new(None);
+    let mut views = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         let kind = tensor.kind();
         let dtype = dtype_of(kind).ok_or_else(|| bad(format!("tensor {name} has kind {kind:?}")))?;
-        let tensor = tensor.detach().to_device(tch::Device::Cpu).contiguous();
-        let mut bytes = vec![0u8; tensor.numel() * kind.elt_size_in_bytes()];
-        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-        buffers.push((name.clone(), dtype, tensor.size().iter().map(|&n| n as usize).collect::<Vec<_>>(), bytes));
+        let shape = tensor.size().iter().map(|&n| n as usize).collect();
+        views.push((name, Stored { tensor, dtype, shape, failure: &failure }));
     }
-    let views = buffers
-        .iter()
-        .map(|(name, dtype, shape, bytes)| Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?)))
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-        .map_err(|e| bad(e.to_string()))?;
-    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| bad(e.to_string()))?;
-    let mut file = File::create_new(path).at("create", path)?;
-    file.write_all(&bytes).and_then(|()| file.sync_all()).at("write", path)
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let work = tempfile::Builder::new().prefix(".saving-").tempdir_in(folder).at("create a folder in", folder)?;
+    let aside = work.path().join("tensors");
+    // safetensors lets nobody but the owner read what it writes; the file is to have the permissions of any other.
+    let usual = File::create_new(&aside).and_then(|file| file.metadata()).at("create", path)?.permissions();
+    safetensors::serialize_to_file(views, Some(metadata), &aside).or_else(|e| match e {
+        SafeTensorError::IoError(e) => Err(e).at("write", path),
+        e => Err(bad(e.to_string())),
+    })?;
+    if let Some(error) = failure.take() {
+        return Err(error.into());
+    }
+    let file = File::options().append(true).open(&aside).at("open", &aside)?;
+    file.set_permissions(usual).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&aside, path)).at("write", path)
+}
+
+/// A tensor whose bytes are made when they are written.
+struct Stored<'a> {
+    tensor: &'a Tensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    failure: &'a Cell<Option<TchError>>,
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let bytes = || {
+            let tensor = self.tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
+            let mut bytes = vec![0u8; self.data_len()];
+            tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+            Ok(bytes)
+        };
+        // The trait knows no error: it is kept until the file is done, and the file is thrown away.
+        Cow::Owned(bytes().unwrap_or_else(|error| {
+            self.failure.set(Some(error));
+            Vec::new()
+        }))
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
 }
 
 /// Copies the file's tensors into `targets`, converting the kind. Names and shapes must match exactly; a stored
@@ -70,7 +113,13 @@ pub fn read_into(path: &Path, targets: &Named) -> Result<()> {
 /// # Errors
 /// As [`read_into`], for files that are no safetensors.
 pub fn read(path: &Path) -> Result<Named> {
-    with_tensors(path, |tensors| tensors.iter().map(|(name, view)| Ok((name.to_owned(), to_tensor(&view)?))).collect())
+    with_tensors(path, |tensors| {
+        let named = |(name, view): (&str, TensorView<'_>)| match to_tensor(&view) {
+            Ok(tensor) => Ok((name.to_owned(), tensor)),
+            Err(why) => Err(format!("tensor {name} {why}")),
+        };
+        tensors.iter().map(named).collect()
+    })
 }
 
 /// Copies `source`, which must have its shape and be finite, into the tensor `name`.
@@ -79,11 +128,12 @@ pub(crate) fn copy(name: &str, source: &Tensor, target: &Tensor) -> Result<(), S
         let (have, want) = (source.size(), target.size());
         return Err(format!("tensor {name} has shape {have:?}, the architecture asks for {want:?}"));
     }
-    let finite = source.f_isfinite().and_then(|t| t.f_all()).map_err(|e| e.to_string())?;
+    let refused = |e: TchError| Error::from(e).to_string();
+    let finite = source.f_isfinite().and_then(|t| t.f_all()).map_err(refused)?;
     if finite.int64_value(&[]) == 0 {
         return Err(format!("tensor {name} holds NaN or infinity"));
     }
-    target.shallow_clone().f_copy_(source).map_err(|e| e.to_string())
+    target.shallow_clone().f_copy_(source).map_err(refused)
 }
 
 fn check_shapes(tensors: &SafeTensors<'_>, targets: &Named) -> Result<(), String> {
@@ -137,7 +187,7 @@ pub(crate) fn from_bytes(bytes: &[u8], shape: &[usize], kind: Kind) -> Result<Te
         return Err(format!("has {} bytes, not those of {shape:?} {kind:?}", bytes.len()));
     }
     let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
-    Tensor::f_from_data_size(bytes, &shape, kind).map_err(|e| e.to_string())
+    Tensor::f_from_data_size(bytes, &shape, kind).map_err(|e| Error::from(e).to_string())
 }
 
 fn kind_of(dtype: Dtype) -> Option<Kind> {
@@ -167,7 +217,7 @@ fn dtype_of(kind: Kind) -> Option<Dtype> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
+    use crate::normal;
 
     fn named(pairs: &[(&str, Tensor)]) -> Named {
         pairs.iter().map(|(name, tensor)| ((*name).to_owned(), tensor.shallow_clone())).collect()
@@ -188,10 +238,29 @@ mod tests {
     }
 
     #[test]
+    fn every_kind_comes_back_and_a_file_is_replaced_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        fs::write(&path, "what was there").unwrap();
+        let permissions = fs::metadata(&path).unwrap().permissions();
+        let kinds = [Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16, Kind::Int64, Kind::Uint8];
+        let tensor = |kind| (normal(&[3, 4], 2).unwrap().abs() * 9.0).to_kind(kind).transpose(0, 1); // in strides
+        let mut tensors: Named = kinds.map(|kind| (format!("{kind:?}"), tensor(kind))).into();
+        write(&path, &tensors, HashMap::new()).unwrap();
+        assert_eq!(read(&path).unwrap(), tensors);
+        assert_eq!(fs::metadata(&path).unwrap().permissions(), permissions);
+
+        tensors.insert("complex".into(), Tensor::zeros([1], (Kind::ComplexFloat, Device::Cpu)));
+        write(&path, &tensors, HashMap::new()).unwrap_err();
+        assert_eq!(read(&path).unwrap().len(), kinds.len(), "the file is as it was");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
     fn round_trip_and_hostile_files() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("good.safetensors");
-        let a = Tensor::randn([3, 4], (Kind::Float, Device::Cpu));
+        let a = normal(&[3, 4], 1).unwrap();
         write(
             &path,
             &named(&[("a", a.shallow_clone()), ("b", Tensor::ones([2], (Kind::Float, Device::Cpu)))]),
@@ -223,6 +292,14 @@ mod tests {
             let error = read_into(&path, &into).unwrap_err().to_string();
             assert!(error.contains(word), "{name}: {error}");
         }
+        // A kind that is no tensor's here is refused with the name of the tensor that has it.
+        let header = r#"{"odd":{"dtype":"BOOL","shape":[1],"data_offsets":[0,1]}}"#;
+        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[1]].concat();
+        fs::write(&path, bytes).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("tensor odd has the unsupported type"), "{error}");
+        fs::write(&path, &good).unwrap();
+
         let other_shape =
             named(&[("a", Tensor::zeros([4, 3], (Kind::Float, Device::Cpu))), ("b", into["b"].zeros_like())]);
         assert!(read_into(&path, &other_shape).unwrap_err().to_string().contains("shape"));

@@ -69,7 +69,10 @@ fn parts_and_recomputation_learn_what_the_whole_batch_does() {
         let mut other = trainer(&recipe, Compute { micro_batch, recompute });
         let got = losses(&mut other, &examples);
         for (got, wanted) in got.iter().zip(&wanted) {
-            assert!((got.loss - wanted.loss).abs() < 1e-5, "{micro_batch} {recompute}: {got:?} {wanted:?}");
+            assert!(
+                (got.loss.unwrap() - wanted.loss.unwrap()).abs() < 1e-5,
+                "{micro_batch} {recompute}: {got:?} {wanted:?}"
+            );
         }
         let distance = distance(&whole, &other);
         println!("{micro_batch} at a time, recomputed {recompute}: weights differ by {distance:.1e}");
@@ -81,17 +84,19 @@ fn parts_and_recomputation_learn_what_the_whole_batch_does() {
 #[test]
 fn half_precision_follows_float32() {
     let (examples, recipe) = (examples(1.0), |precision| Recipe { steps: 60, ..recipe(precision) });
-    let run = |precision| losses(&mut trainer(&recipe(precision), Compute::whole(&recipe(precision))), &examples);
+    let run = |precision| {
+        let seen = losses(&mut trainer(&recipe(precision), Compute::whole(&recipe(precision))), &examples);
+        assert_eq!(seen[59].skipped, 0);
+        seen.iter().map(|p| p.loss.unwrap()).collect::<Vec<_>>()
+    };
     let wanted = run(Precision::Float32);
-    let (first, last) = (wanted[0].loss, wanted[59].loss);
+    let (first, last) = (wanted[0], wanted[59]);
     assert!(last < 0.8 * first, "it learns: {first} to {last}");
-    for precision in [Precision::Tf32, Precision::Bf16, Precision::Fp16] {
+    for precision in [Precision::Bf16, Precision::Fp16] {
         let got = run(precision);
-        let worst = got.iter().zip(&wanted).map(|(a, b)| (a.loss - b.loss).abs() / b.loss).fold(0.0, f32::max);
+        let worst = got.iter().zip(&wanted).map(|(a, b)| (a - b).abs() / b).fold(0.0, f32::max);
         println!("{precision:?}: mean loss off by at most {worst:.1e} of float32's");
-        assert!(worst < 5e-3, "{precision:?}: {worst}");
-        assert_eq!(worst == 0.0, precision == Precision::Tf32, "{precision:?} is what it says on the CPU");
-        assert_eq!(got[59].skipped, 0);
+        assert!(worst > 0.0 && worst < 5e-3, "{precision:?}: {worst}");
     }
 }
 
@@ -115,6 +120,7 @@ fn an_overflow_leaves_out_its_step_and_halves_the_scale() {
         assert_eq!((p.step, p.skipped), (i as u64 + 1, left_out as u64));
         assert_eq!(p.loss_scale, 65_536.0 / f64::powi(2.0, left_out as i32));
         assert_eq!(*unchanged, i < skipped, "step {}", p.step);
+        assert_eq!(p.loss.is_none(), i < skipped, "step {}", p.step);
     }
 
     // What no scale can help ends the run.
@@ -158,4 +164,29 @@ fn a_run_that_stops_goes_on_bit_for_bit() {
         assert_eq!(format!("{got:?}"), format!("{wanted:?}"), "{precision:?}");
         assert_eq!(distance(&whole, &last), 0.0);
     }
+}
+
+#[test]
+fn a_description_changed_by_hand_cannot_ask_for_no_image_at_a_time() {
+    let (recipe, folder) = (recipe(Precision::Float32), tempfile::tempdir().unwrap());
+    for (written, wanted) in [(0, 1), (1_000_000, 6), (4, 4)] {
+        let mut checkpoint = trainer(&recipe, Compute::whole(&recipe)).save(folder.path()).unwrap();
+        checkpoint.config.compute.micro_batch = written;
+        let resumed = Trainer::resume(&checkpoint, Device::Cpu).unwrap();
+        assert_eq!(resumed.config().compute.micro_batch, wanted);
+    }
+}
+
+#[test]
+fn a_run_may_begin_without_shared_modulation() {
+    let (recipe, folder) = (recipe(Precision::Float32), tempfile::tempdir().unwrap());
+    let mut trainer = trainer(&recipe, Compute::whole(&recipe));
+    let largest = |trainer: &Trainer| trainer.average().parameters()["t_block.1.weight"].abs().max().double_value(&[]);
+    assert!(largest(&trainer) > 0.02);
+    trainer.zero_modulation();
+    assert_eq!(largest(&trainer), 0.0);
+    losses(&mut trainer, &examples(1.0));
+    assert!(largest(&trainer) > 0.0, "it learns");
+    let saved = trainer.save(folder.path()).unwrap();
+    assert!(Trainer::resume(&saved, Device::Cpu).unwrap().config().zero_modulation);
 }

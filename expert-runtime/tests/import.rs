@@ -10,14 +10,11 @@ use hdd_expert_runtime::{
     Expert,
     import::{self, Choice, Imported},
     network::position_embedding,
+    normal, seeded,
     weights::{self, Named},
 };
 use hdd_protocol::{Architecture, ExpertSpec, Objective, Schedule, TimestepMap};
-use std::{
-    collections::HashMap,
-    path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, path::Path};
 use tch::{Device, Kind, Tensor};
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -27,12 +24,6 @@ const HEADS: i64 = 4;
 const CLASSES: i64 = 10;
 /// The time at which the modulation is exact.
 const ANCHOR: f64 = 500.0;
-
-/// libtorch has one generator for the process, and what is drawn from a seed is compared here.
-fn one_at_a_time() -> MutexGuard<'static, ()> {
-    static GENERATOR: Mutex<()> = Mutex::new(());
-    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn choice() -> Choice {
     Choice {
@@ -49,7 +40,10 @@ fn choice() -> Choice {
 
 /// A random DiT of 2x2 patches of 8x8x4 latents, every tensor alive.
 fn tiny_dit() -> Named {
-    tch::manual_seed(11);
+    seeded(11, draw_dit)
+}
+
+fn draw_dit() -> Named {
     let mut dit = Named::new();
     let mut layer = |name: &str, rows: i64, columns: i64| {
         dit.insert(format!("{name}.weight"), Tensor::randn([rows, columns], FLOAT) * 0.8 / (columns as f64).sqrt());
@@ -117,7 +111,7 @@ fn original(dit: &Named, x: &Tensor, t: f64) -> (Vec<Tensor>, Tensor) {
 /// Tokens after each block of an expert at DiT's time `t`.
 fn blocks(expert: &Expert, x: &Tensor, t: f64) -> Vec<Tensor> {
     let network = expert.network();
-    let text = Tensor::randn([x.size()[0], 5, 6], FLOAT);
+    let text = normal(&[x.size()[0], 5, 6], 21).unwrap();
     let (mut tokens, shared) = network.embed(x, &vec![t / 999.0; x.size()[0] as usize], &text);
     (0..network.depth())
         .map(|block| {
@@ -134,12 +128,11 @@ fn error(got: &Tensor, wanted: &Tensor) -> f64 {
 
 #[test]
 fn an_imported_dit_gives_the_originals_block_outputs_at_500() {
-    let _one = one_at_a_time();
     let _guard = tch::no_grad_guard();
     let folder = tempfile::tempdir().unwrap();
     let (dit, source) = (tiny_dit(), folder.path().join("dit.safetensors"));
     save(&dit, &source);
-    let x = Tensor::randn([2, 4, 8, 8], FLOAT);
+    let x = normal(&[2, 4, 8, 8], 22).unwrap();
     let Imported { expert, record } = import::from_dit(&source, &choice()).unwrap();
     let (wanted, _) = original(&dit, &x, ANCHOR);
     for (block, (got, wanted)) in blocks(&expert, &x, ANCHOR).iter().zip(&wanted).enumerate() {
@@ -174,7 +167,6 @@ fn is_constant(tensor: &Tensor) -> bool {
 
 #[test]
 fn the_fit_is_the_best_of_those_that_are_exact_at_500() {
-    let _one = one_at_a_time();
     let _guard = tch::no_grad_guard();
     let folder = tempfile::tempdir().unwrap();
     let (dit, source) = (tiny_dit(), folder.path().join("dit.safetensors"));
@@ -213,25 +205,23 @@ fn the_fit_is_the_best_of_those_that_are_exact_at_500() {
     assert!((loss(&best) - residual.overall).abs() < 1e-5 * residual.overall, "{} {residual:?}", loss(&best));
     assert!(residual.at.iter().any(|&(t, share)| t == 500 && share < 1e-6), "{residual:?}");
     for seed in 0..20 {
-        tch::manual_seed(seed);
-        let other = &best + best.randn_like() * 0.01;
+        let other = &best + normal(&best.size(), seed).unwrap() * 0.01;
         assert!(loss(&other) > residual.overall, "seed {seed}");
     }
 }
 
 #[test]
 fn a_kept_final_layer_predicts_the_originals_noise() {
-    let _one = one_at_a_time();
     let _guard = tch::no_grad_guard();
     let folder = tempfile::tempdir().unwrap();
     let (dit, source) = (tiny_dit(), folder.path().join("dit.safetensors"));
     let nested = dit.iter().map(|(name, tensor)| (format!("ema.{name}"), tensor.shallow_clone())).collect();
     save(&nested, &source);
-    let keep = Choice { keep_final: true, schedule: Some(Schedule::DDPM), ..choice() };
+    let keep = Choice { keep_final: true, ..choice() };
     let Imported { expert, record } = import::from_dit(&source, &keep).unwrap();
-    assert_eq!(expert.spec().objective, Objective::Epsilon);
-    let x = Tensor::randn([2, 4, 8, 8], FLOAT);
-    let text = Tensor::randn([2, 5, 6], FLOAT);
+    assert_eq!((expert.spec().objective, expert.spec().schedule), (Objective::Epsilon, Schedule::DDPM));
+    let x = normal(&[2, 4, 8, 8], 22).unwrap();
+    let text = normal(&[2, 5, 6], 23).unwrap();
     let at = |t: f64| error(&expert.forward(&x, &[t / 999.0; 2], &text), &original(&dit, &x, t).1);
     assert!(at(ANCHOR) < 1e-5, "{:e}", at(ANCHOR));
     println!("noise: off by {:.3} at 0, {:.3} at 999; final: {:?}", at(0.0), at(999.0), record.final_modulation);
@@ -242,7 +232,6 @@ fn a_kept_final_layer_predicts_the_originals_noise() {
 
 #[test]
 fn a_torch_file_gives_what_safetensors_give() {
-    let _one = one_at_a_time();
     let folder = tempfile::tempdir().unwrap();
     let dit = tiny_dit();
     let (plain, torch) = (folder.path().join("dit.safetensors"), folder.path().join("dit.pt"));
@@ -269,7 +258,6 @@ fn a_torch_file_gives_what_safetensors_give() {
 
 #[test]
 fn wrong_sources_are_refused_by_name() {
-    let _one = one_at_a_time();
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("dit.safetensors");
     let refused = |change: &dyn Fn(&mut Named), choice: Choice| {
@@ -292,6 +280,11 @@ fn wrong_sources_are_refused_by_name() {
         ),
         ("pos_embed is off", refused(&replace("pos_embed", &[1, 16, 32]), choice())),
         ("pos_embed [1, 15, 32] does not fit", refused(&replace("pos_embed", &[1, 15, 32]), choice())),
+        ("pos_embed [1, 0, 32] does not fit", refused(&replace("pos_embed", &[1, 0, 32]), choice())),
+        (
+            "does not fit the patch embedding [32, 4, 0, 0]",
+            refused(&replace("x_embedder.proj.weight", &[32, 4, 0, 0]), choice()),
+        ),
         ("tensor more belongs to no part", refused(&replace("more", &[1]), choice())),
         ("attention heads", refused(&|_| (), Choice { heads: None, ..choice() })),
         ("multiple of 5 heads", refused(&|_| (), Choice { heads: Some(5), ..choice() })),
@@ -308,8 +301,29 @@ fn wrong_sources_are_refused_by_name() {
 }
 
 #[test]
+fn an_empty_projection_of_paris_and_a_misspelt_field_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (weights, config) = (folder.path().join("weights.safetensors"), folder.path().join("config.json"));
+    let name = "layers.0.cross_attn.in_proj_weight";
+    save(&Named::from([(name.to_owned(), Tensor::zeros([0, 4], FLOAT))]), &weights);
+    let error = import::from_paris(&weights, &choice()).err().unwrap().to_string();
+    assert!(error.contains(name) && error.contains("0 rows"), "{error}");
+
+    let fields =
+        r#""depth": 1, "heads": 2, "patch": 2, "size": 8, "ch": 4, "ctx": 4, "ctx_len": 2, "cross_norm": true"#;
+    for (json, field) in [
+        (format!(r#"{{"d": 8, {fields}}}"#), "`eps`"),
+        (format!(r#"{{"d": -8, "eps": 1e-6, {fields}}}"#), "`-8`"),
+        (r#"{"spec": {"architecture": {"width": 8, "deep": 1}}}"#.to_owned(), "`deep`"),
+    ] {
+        std::fs::write(&config, json).unwrap();
+        let error = import::load(folder.path(), None, Device::Cpu).err().unwrap().to_string();
+        assert!(error.contains(field), "{field}: {error}");
+    }
+}
+
+#[test]
 fn an_import_is_a_folder_that_a_run_can_begin_from() {
-    let _one = one_at_a_time();
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("dit.safetensors");
     save(&tiny_dit(), &source);
@@ -321,7 +335,7 @@ fn an_import_is_a_folder_that_a_run_can_begin_from() {
 
     let beginning = import::open(&out).unwrap();
     assert_eq!(beginning.spec, *imported.expert.spec());
-    assert_eq!(beginning.parent, imported.record.parent);
+    assert_eq!((beginning.parent, beginning.cluster), (imported.record.parent, Some(3)));
     let record: import::Record = serde_json::from_slice(&std::fs::read(out.join("import.json")).unwrap()).unwrap();
     assert_eq!((record.parent, record.kept), (imported.record.parent, imported.record.kept.clone()));
 
@@ -340,7 +354,6 @@ fn an_import_is_a_folder_that_a_run_can_begin_from() {
 
 #[test]
 fn snr_reads_the_noise_level_on_dits_clock() {
-    let _one = one_at_a_time();
     let architecture = Architecture { size: 4, text_width: 4, text_length: 2, ..Architecture::new(8, 1, 2, 2) };
     let spec = |schedule, timestep_map| ExpertSpec {
         architecture: architecture.clone(),

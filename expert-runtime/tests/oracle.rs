@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failed step is a failed test
 
 use hdd_expert_runtime::{
-    ClusterExpert, Condition, NoisePath, Result, VelocityField, column,
+    ClusterExpert, Condition, NoisePath, Result, VelocityField, column, normal,
     oracle::{Component, ExactExpert, Mixture},
     sampler, target, to_pair,
 };
@@ -179,9 +179,7 @@ fn requests_are_charged_for_the_evaluations_that_samplers_make() {
 /// `w(t)` times that of the clean sample implied by it.
 #[test]
 fn proposition_1_weights_hold() {
-    tch::manual_seed(1);
-    let normal = || Tensor::randn([64, 3], (Kind::Double, Device::Cpu));
-    let (x0, eps, mistake) = (normal(), normal(), normal());
+    let [x0, eps, mistake] = [1, 2, 3].map(|seed| normal(&[64, 3], seed).unwrap().to_kind(Kind::Double));
     let weight = |objective, path: &NoisePath, t: f64| {
         let c = path.at(t);
         let at = vec![c; 64];

@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failed step is a failed test
 
 use hdd_expert_runtime::{
-    Condition, Error,
+    Checkpoint, Condition, Error,
     data::{self, emoji32},
-    sampler,
+    last_good_checkpoint, sampler,
     train::{Examples, Trainer},
 };
 use hdd_protocol::{
@@ -31,6 +31,7 @@ fn spec(objective: Objective, schedule: Schedule) -> ExpertSpec {
 }
 
 fn examples(n: usize) -> (Examples, Tensor) {
+    tch::set_num_threads(1); // tests run beside each other
     let images = emoji32().unwrap().select(&(0..n).collect::<Vec<_>>());
     let pixels = images.tensor(Device::Cpu).unwrap();
     let text = Text { encoder: TextEncoder::HashedWords, width: 16, length: 4 };
@@ -84,4 +85,37 @@ fn divergence_stops_training_and_says_so() {
     .unwrap();
     let error = trainer.run(&broken, |_, _| Ok(true)).unwrap_err();
     assert!(matches!(error, Error::Diverged { step: 1, .. }), "{error}");
+}
+
+#[test]
+fn a_loss_that_stays_high_stops_training_at_the_same_step_after_a_break() {
+    let (examples, pixels) = examples(4);
+    let loud = Examples::new(&(pixels * 8.0), &Tensor::zeros([4, 4, 16], (tch::Kind::Float, Device::Cpu))).unwrap();
+    let mut spec = spec(Objective::Velocity, Schedule::Linear);
+    (spec.architecture.depth, spec.architecture.patch) = (1, 8);
+    let recipe = Recipe { batch: 2, ..recipe(300) };
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = Trainer::new(Digest::of(b""), &spec, &recipe, 1, Device::Cpu).unwrap();
+    trainer.run(&examples, |_, p| Ok(p.step < 120)).unwrap();
+    // Another world: no step size is small enough for it at once.
+    trainer.run(&loud, |_, p| Ok(p.step < 140)).unwrap();
+    let middle = trainer.save(folder.path()).unwrap();
+    let stopped = |trainer: &mut Trainer| match trainer.run(&loud, |_, _| Ok(true)).unwrap_err() {
+        Error::Diverged { step, why } => (step, why),
+        other => panic!("{other}"),
+    };
+    let whole = stopped(&mut trainer);
+    assert!((141..=170).contains(&whole.0), "when half of the last hundred losses are high: {whole:?}");
+    assert!(whole.1.contains("times the"), "{whole:?}");
+    assert!(!trainer.config().good);
+    assert_eq!(stopped(&mut Trainer::resume(&middle, Device::Cpu).unwrap()), whole);
+    trainer.save(folder.path()).unwrap();
+    let good: Checkpoint = last_good_checkpoint(folder.path()).unwrap().unwrap();
+    assert_eq!(good.config, middle.config);
+
+    // In warmup a loss may still rise.
+    let patient = Recipe { warmup: 190, learning_rate: 1e-6, ..recipe };
+    let mut trainer = Trainer::new(Digest::of(b""), &spec, &patient, 1, Device::Cpu).unwrap();
+    trainer.run(&examples, |_, p| Ok(p.step < 120)).unwrap();
+    assert_eq!(stopped(&mut trainer).0, 191);
 }

@@ -67,33 +67,33 @@ pub enum Command {
     /// Collect experts, test them, train the router and serve pictures
     #[cfg(feature = "torch")]
     Assemble(Box<assemble::Args>),
-    /// Ask an aggregator for pictures that name images at hand, and tell how many show them
+    /// Ask an aggregator for pictures of things that images at hand show, and tell how many of them are like those images
     #[cfg(feature = "torch")]
     Evaluate(Box<evaluate::Args>),
-    /// Begin an expert from weights of elsewhere: DiT, Paris, or another expert
+    /// Turn weights from elsewhere (DiT, Paris, another expert) into a beginning for `contribute --init`
     #[cfg(feature = "torch")]
     Import(Box<import::Args>),
-    /// Run one network on given tensors, to hold it against another implementation
+    /// Run one network once on given tensors, to compare it with another implementation
     #[cfg(feature = "torch")]
     Predict(Box<predict::Args>),
-    /// Run one pretrained encoder on captions or images, to hold it against another implementation
+    /// Run one pretrained encoder on captions or images, to compare it with another implementation
     #[cfg(feature = "torch")]
     Encode(Box<encode::Args>),
-    /// Ask an aggregator for pictures of a text
+    /// Ask an aggregator for pictures of a text, and write them as PNG
     Sample(Box<sample::Args>),
     /// List the experts of the network
     Experts(experts::Args),
     /// List the routers that aggregators of the network have trained
     Routers(routers::Args),
-    /// List the connected peers
+    /// List the peers that this node is connected to
     Peers(peers::Args),
-    /// Show this node: identity, addresses, its experts and their verdicts, disk
+    /// Show this node: its identity, addresses and peers, its experts with their verdicts, and the disk
     Status(status::Args),
     /// Fetch an expert's weights or another file by its digest
     Fetch(fetch::Args),
-    /// Keep files and records available to others
+    /// Keep the files and records of this node available to others, until stopped
     Seed(seed::Args),
-    /// Be the node that others join and connect through
+    /// Be the node that others join and connect through, until stopped
     Relay(relay::Args),
     /// Take an expert of yours back, for ever
     Revoke(revoke::Args),

@@ -86,7 +86,7 @@ pub enum Error {
     )]
     NoPeers,
     /// No aggregator answered in time.
-    #[error("no aggregator of charter {charter} found in {waited:?} ({heard}); {remedy}")]
+    #[error("no aggregator of charter {charter} found in {} s ({heard}); {remedy}", waited.as_secs())]
     NoAggregator {
         /// The network.
         charter: Digest,
@@ -107,7 +107,8 @@ pub enum Error {
     },
     /// Nothing here or nearby has this name.
     #[error(
-        "no manifest or blob '{id}' is known here or among {peers} connected peers; `hdd-node experts --json` lists manifests"
+        "no manifest or blob '{id}' is known here or among {peers} connected peers; `hdd-node experts --json` and \
+         `hdd-node routers --json` list manifests"
     )]
     Unknown {
         /// What was asked for.

@@ -13,6 +13,33 @@ pub fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// Refuses a path that no file can be written to, before any work is done for it.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub fn check_target(path: &Path) -> Result<()> {
+    if folder(path).is_dir() && !path.is_dir() {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(Error::Usage(format!("cannot write {path}: it is a folder, or its folder does not exist")))
+}
+
+/// Refuses a folder without `config.json`, which describes a model, and says what was to be given instead.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub fn check_model(folder: &Path, expected: &str) -> Result<()> {
+    if folder.join("config.json").is_file() {
+        return Ok(());
+    }
+    Err(Error::Usage(format!("{} holds no config.json; give {expected}", folder.display())))
+}
+
+/// What [`check_model`] expects for an expert.
+pub const EXPERT_FOLDER: &str =
+    "the folder of an import or of a checkpoint, such as experts/NAME/checkpoints/step-00001000";
+
 /// Fills a temporary file beside `path`, then gives it that name in place of what had it.
 ///
 /// # Errors

@@ -3,11 +3,12 @@
 use tracing_subscriber::EnvFilter;
 
 /// The filter for a verbosity: 0 warnings, 1 what happens, 2 details, 3 everything of this project's crates. Long-lived
-/// roles begin at 1: they have no other way to say what they do.
+/// roles begin at 1: they have no other way to say what they do. Kademlia's warning
+/// of having no peers is left out: commands say it with its remedy.
 pub fn filter(verbosity: u8, long_lived: bool) -> String {
     let level = ["warn", "info", "debug", "trace"][usize::from(verbosity.saturating_add(long_lived.into()).min(3))];
     let crates = ["hdd_node", "hdd_registry", "hdd_expert_runtime", "hdd_router_service"];
-    crates.iter().fold(String::from("warn"), |filter, name| format!("{filter},{name}={level}"))
+    crates.iter().fold(String::from("warn,libp2p_kad=error"), |filter, name| format!("{filter},{name}={level}"))
 }
 
 /// Checks a filter that a person typed, such as `info` or `hdd_node::network=debug,warn`.

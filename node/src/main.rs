@@ -33,6 +33,8 @@ fn main() -> ExitCode {
 fn run(command: Command, global: GlobalArgs) -> Result<()> {
     let filter = global.log.clone().unwrap_or_else(|| logging::filter(global.verbose, command.is_long_lived()));
     logging::init(&filter);
+    #[cfg(feature = "torch")]
+    hdd_node::torch::leave_panics_to_their_owners();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -17,10 +17,11 @@ pub struct GlobalArgs {
     /// Folder for the key, the records and the checkpoints of this node
     #[arg(long, env = "HDD_DATA", global = true, value_name = "DIR", default_value_os_t = default_data())]
     pub data: PathBuf,
-    /// Addresses to listen on [default: TCP and QUIC, port 4801 for long-running roles, any free port for others]
+    /// Addresses to listen on; repeat it or separate with commas [default: TCP and QUIC on all interfaces, port 4801 for
+    /// long-running roles, any free port for others]
     #[arg(long, env = "HDD_LISTEN", global = true, value_name = "MULTIADDR", value_delimiter = ',')]
     pub listen: Vec<Multiaddr>,
-    /// Peers to join through, such as /ip4/192.0.2.7/tcp/4801/p2p/12D3Koo...
+    /// Peers to join through, such as /ip4/192.0.2.7/tcp/4801/p2p/12D3Koo...; repeat it or separate with commas
     #[arg(long, env = "HDD_BOOTSTRAP", global = true, value_name = "MULTIADDR", value_delimiter = ',')]
     pub bootstrap: Vec<Multiaddr>,
     /// The network: a built-in charter's name (emoji32) or a charter's digest

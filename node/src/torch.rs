@@ -1,18 +1,13 @@
 //! What training and serving share: the device, the images at hand, and what the linked libtorch is.
 
-use crate::{Error, Result, files};
+use crate::{Error, Result};
 use clap::ValueEnum;
-use hdd_expert_runtime::{
-    self as runtime, data,
-    data::Images,
-    weights::{self, Named},
-};
+use hdd_expert_runtime::{self as runtime, data, data::Images};
 use hdd_protocol::{Charter, Codec};
-use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 use tch::{Cuda, Device};
+
+pub use runtime::leave_panics_to_their_owners;
 
 /// One line on libtorch and on whether it sees CUDA.
 pub fn torch_version() -> Option<String> {
@@ -25,18 +20,6 @@ pub fn torch_version() -> Option<String> {
 
 fn cuda_devices() -> i64 {
     if Cuda::is_available() { Cuda::device_count() } else { 0 }
-}
-
-/// Writes tensors to a safetensors file, whole or not at all, in place of what had its name.
-///
-/// # Errors
-/// [`Error::Io`] with the path; [`runtime::Error::Weights`] for a kind that safetensors lacks.
-pub fn save_tensors(path: &Path, tensors: &Named) -> Result<()> {
-    let folder = files::folder(path);
-    let work = tempfile::tempdir_in(folder).map_err(Error::io("create a folder in", folder))?;
-    let file = work.path().join("tensors");
-    weights::write(&file, tensors, HashMap::new())?;
-    std::fs::rename(&file, path).map_err(Error::io("write", path))
 }
 
 /// Where and with how many threads tensors are computed.

@@ -1,4 +1,5 @@
-//! `predict` and `import` as a person types them. `HDD_GOLDEN` points at another folder of golden vectors of the same form.
+//! `predict` and `import` as a person types them. `HDD_GOLDEN` points at another folder of golden vectors of the same form for
+//! the tests that hold the numbers of a reference; what is refused and how is tried on those of this repository.
 #![cfg(feature = "torch")]
 #![allow(clippy::unwrap_used, clippy::panic)] // a failed step is a failed test
 
@@ -16,9 +17,11 @@ use std::{
 use tch::{Device, Kind, Tensor};
 
 fn golden(case: &str) -> PathBuf {
-    std::env::var_os("HDD_GOLDEN")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden")), PathBuf::from)
-        .join(case)
+    std::env::var_os("HDD_GOLDEN").map_or_else(|| committed(case), |folder| PathBuf::from(folder).join(case))
+}
+
+fn committed(case: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden")).join(case)
 }
 
 /// Exit code, standard output and standard error.
@@ -65,7 +68,7 @@ fn predictions_are_the_references() {
 
 #[test]
 fn velocities_follow_the_conversion() {
-    let (folder, io) = (golden("expert_text"), golden("expert_text").join("io.safetensors"));
+    let (folder, io) = (committed("expert_text"), committed("expert_text").join("io.safetensors"));
     let inputs = weights::read(&io).unwrap();
     let column = |f: &dyn Fn(f64) -> f64| {
         let t = Vec::<f64>::try_from(inputs["t"].to_kind(Kind::Double)).unwrap();
@@ -92,7 +95,7 @@ fn velocities_follow_the_conversion() {
 #[test]
 fn inputs_that_do_not_fit_are_refused_by_name() {
     let work = tempfile::tempdir().unwrap();
-    let (folder, file) = (golden("expert_text"), work.path().join("in.safetensors"));
+    let (folder, file) = (committed("expert_text"), work.path().join("in.safetensors"));
     let refused = |change: &dyn Fn(&mut Named)| {
         let mut inputs = weights::read(&folder.join("io.safetensors")).unwrap();
         change(&mut inputs);
@@ -120,14 +123,13 @@ fn inputs_that_do_not_fit_are_refused_by_name() {
     assert!(predict(work.path(), &file, &[]).unwrap_err().contains("config.json"));
 }
 
-/// An import of the golden Paris case, and what `predict` says of it.
+/// What `predict` says of an import of the committed Paris case.
 fn predict_hdd(work: &Path, flags: &[&str]) -> String {
-    let out = import_paris(work);
-    predict(&out, &golden("paris_expert").join("io.safetensors"), flags).unwrap_err()
+    let case = committed("paris_expert");
+    predict(&import_paris(work, &case), &case.join("io.safetensors"), flags).unwrap_err()
 }
 
-fn import_paris(work: &Path) -> PathBuf {
-    let case = golden("paris_expert");
+fn import_paris(work: &Path, case: &Path) -> PathBuf {
     let config: serde_json::Value = serde_json::from_slice(&fs::read(case.join("config.json")).unwrap()).unwrap();
     let source = work.join("paris");
     fs::create_dir_all(source.join("expert_6")).unwrap();
@@ -145,7 +147,7 @@ fn import_paris(work: &Path) -> PathBuf {
 #[test]
 fn an_imported_paris_expert_predicts_what_it_did() {
     let work = tempfile::tempdir().unwrap();
-    let out = import_paris(work.path());
+    let out = import_paris(work.path(), &golden("paris_expert"));
     let io = golden("paris_expert").join("io.safetensors");
     let got = predict(&out, &io, &[]).unwrap();
     assert_close("paris", &got["prediction"], &weights::read(&io).unwrap()["prediction"]);
@@ -162,9 +164,22 @@ fn an_imported_paris_expert_predicts_what_it_did() {
         "{said}{error}"
     );
     let refused = hdd_node(work.path(), &line);
-    assert!(refused.0 == 1 && refused.2.contains("exists already"), "{}", refused.2);
+    assert!(refused.0 == 2 && refused.2.contains("exists already"), "{}", refused.2);
     let unknown = hdd_node(work.path(), &["import", "--from", "hdd", "0123456789", "--out", "x"]);
     assert!(unknown.2.contains("no manifest or blob '0123456789'"), "{}", unknown.2);
+    for (flags, word) in [
+        ("--from hdd --heads 4", "--heads goes with"),
+        ("--from hdd --keep-final", "--keep-final goes with"),
+        ("--from paris --text-width 8", "--text-width goes with"),
+        ("--from dit --expert 1", "--expert goes with"),
+        ("--from dit --router", "--router goes with"),
+        ("--from paris --router --seed 1", "cannot be used with"),
+    ] {
+        let line =
+            [&["import", out.to_str().unwrap(), "--out", "x"][..], &flags.split(' ').collect::<Vec<_>>()].concat();
+        let (code, _, error) = hdd_node(work.path(), &line);
+        assert!(code == 2 && error.contains(word), "{flags}: {error}");
+    }
     let loaded = hdd_expert_runtime::import::open(&next).unwrap();
     assert_eq!(loaded.spec.cluster, 6);
     Expert::load(&loaded.spec, &loaded.model, Device::Cpu).unwrap();

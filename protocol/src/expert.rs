@@ -6,7 +6,8 @@ use std::fmt;
 
 const NAME: &str = "expert specification";
 
-/// Shape of a text-conditioned DiT with AdaLN-Single (paper Section 2.5; facts: shared 6d modulation and a table per block).
+/// Shape of a text-conditioned DiT with AdaLN-Single (Section 2.5): one modulation of 6D numbers is computed from the time and
+/// shared by all blocks, each of which adds a learned table of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Architecture {
@@ -55,7 +56,7 @@ impl Architecture {
         }
     }
 
-    /// A published size for 32x32x4 latents and CLIP text: `DiT-B/2` or `DiT-XL/2`.
+    /// A published size for 32x32x4 latents and CLIP text, by name in any case: `DiT-S/2`, `DiT-B/2`, `DiT-L/2` or `DiT-XL/2`.
     pub fn named(name: &str) -> Option<Self> {
         match name.to_ascii_lowercase().trim_start_matches("dit-") {
             "s/2" => Some(Self::new(384, 12, 6, 2)),
@@ -111,7 +112,7 @@ impl Architecture {
     }
 }
 
-/// What the network's raw output estimates (facts, Objectives).
+/// What the network's raw output estimates, on the path of its [`Schedule`] with coefficients `alpha(t)` and `sigma(t)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Objective {
@@ -136,7 +137,7 @@ impl fmt::Display for Objective {
     }
 }
 
-/// The noising path `x_t = alpha(t) x0 + sigma(t) eps`, `t = 0` data, `t = 1` noise (facts, Schedules).
+/// The noising path `x_t = alpha(t) x0 + sigma(t) eps`, `t = 0` data, `t = 1` noise.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Schedule {
@@ -224,7 +225,7 @@ pub struct ExpertSpec {
     pub schedule: Schedule,
     /// Index of the charter's cluster that it was trained on.
     pub cluster: u16,
-    /// How it reads the time; absent from descriptions of earlier builds, which knew the paper's reading only.
+    /// How it reads the time; the paper's reading where a description in JSON leaves it out.
     #[serde(default)]
     pub timestep_map: TimestepMap,
     /// Standard deviation of the data, if the network's input and output are preconditioned for it (Karras et al. 2022,

@@ -9,13 +9,15 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RevocationTarget {
-    /// One manifest.
+    /// One manifest, of an expert or of a router. A router has no name, so that this is how one is taken back; another version of
+    /// it, published later, is not affected.
     Manifest(Digest),
     /// Every version of the expert with this name, earlier and later.
     Expert(String),
 }
 
-/// An author takes an expert back. It wins over every manifest that it names, for ever.
+/// An author takes an expert or a router back. It wins over every manifest that it names, for ever, whichever of the two
+/// arrives first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Revocation {
@@ -49,7 +51,8 @@ impl SignedPayload for Revocation {
 }
 
 impl Revocation {
-    /// True if this takes back the manifest with digest `id`, by `author`, named `name`, of `charter`.
+    /// True if this takes back the manifest with digest `id`, by `author`, named `name`, of `charter`. A router's `name` is
+    /// anything that no expert can have, such as the empty one.
     pub fn covers(&self, charter: Digest, author: PublicKey, name: &str, id: Digest) -> bool {
         self.charter == charter
             && self.author == author

@@ -18,15 +18,16 @@ const HEADER: u64 = (1 << 20) + 8;
 pub struct RouterTraining {
     /// Shape and training, every number of it.
     pub recipe: RouterRecipe,
-    /// Optimiser steps done.
+    /// Optimiser steps done, at most the recipe's.
     pub steps: u64,
     /// Distinct images trained on.
     pub images: u64,
     /// Images of names that nobody trains on, on which the accuracy was measured.
     pub held_out: u64,
-    /// Share of right predictions on those, a bin of time, from data to noise; none without such images.
+    /// Share of right predictions on those, 0 to 1, one a bin of time from data to noise; none without such images.
     pub accuracy: Option<[f32; ACCURACY_BINS]>,
-    /// Share of the training images in each cluster, K numbers: what a router may know at `t = 1`.
+    /// Share of the training images in each of the charter's K clusters, together 1: all that a router without text can know at
+    /// `t = 1`.
     pub prior: Vec<f32>,
     /// Seed of initialisation, order and noise.
     pub seed: u64,
@@ -35,7 +36,7 @@ pub struct RouterTraining {
 }
 
 /// What an aggregator says of the router that it trained. An author has one router a charter; a later `sequence` replaces
-/// the earlier.
+/// the earlier. It is taken back as [`crate::RevocationTarget::Manifest`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouterManifest {
@@ -47,13 +48,13 @@ pub struct RouterManifest {
     pub sequence: u64,
     /// Unix seconds.
     pub issued_at: u64,
-    /// Unix seconds; not used afterwards.
+    /// Unix seconds, after `issued_at` by at most the charter's `manifest_seconds`; aggregators do not take it up afterwards.
     pub expires_at: u64,
-    /// The safetensors file.
+    /// The safetensors file: at most four bytes a parameter of the recipe's shape, and a header.
     pub weights: Blob,
     /// How they came to be.
     pub training: RouterTraining,
-    /// SPDX expression of the weights' licence.
+    /// SPDX expression of the weights' licence, 1 to 100 bytes; the charter's.
     pub licence: String,
 }
 
@@ -112,7 +113,7 @@ impl RouterManifest {
         check_life(what, [self.issued_at, self.expires_at], charter, now)
     }
 
-    /// Mean accuracy over the low-noise half of the bins, as its author measured it; none if it was not measured.
+    /// Mean accuracy over the low-noise half of the bins, 0 to 1, as its author measured it; none if it was not measured.
     pub fn low_noise_accuracy(&self) -> Option<f32> {
         let low = self.training.accuracy?;
         Some(low[..ACCURACY_BINS / 2].iter().sum::<f32>() / (ACCURACY_BINS / 2) as f32)
@@ -126,7 +127,7 @@ impl RouterRecipe {
         shape(self) == shape(other)
     }
 
-    /// Trainable parameters of a router of this shape over the charter's clusters.
+    /// Trainable parameters of a router of this shape over the charter's clusters, position table excluded.
     pub fn parameters(&self, charter: &Charter) -> u64 {
         let [d, depth, patch] = [self.width, self.depth, self.patch].map(u64::from);
         let [channels, words] = [charter.latent.channels, charter.text.width].map(u64::from);

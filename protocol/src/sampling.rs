@@ -3,13 +3,13 @@ use serde::{Deserialize, Serialize};
 
 const NAME: &str = "sample request";
 
-/// Which experts are evaluated at a point (paper Section 2.6; facts, Sampling).
+/// Which experts are evaluated at a point (Section 2.6).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExpertSelection {
     /// The likeliest expert alone.
     Top1,
-    /// The `k` likeliest, weights renormalised.
+    /// The `k` likeliest, 1 to 1,024, weights renormalised.
     TopK(u16),
     /// All, by the router's weights.
     Full,
@@ -26,7 +26,7 @@ pub enum ExpertSelection {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Conversion {
-    /// Asks the expert about the point of its own path with the same signal-to-noise ratio (facts, Conversion).
+    /// Asks the expert about the point of its own path with the same signal-to-noise ratio as the sampler's point.
     Aligned {
         /// The expert is never asked beyond `t = 1 - floor`; 1e-6 to 0.1.
         floor: f32,
@@ -69,23 +69,23 @@ impl Solver {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SampleRequest {
-    /// Text of the pictures. The aggregator reads it.
+    /// Text of the pictures, UTF-8 within the limits' `prompt_bytes`. The aggregator reads it.
     pub prompt: String,
-    /// Text to steer away from; the learned null if empty.
+    /// Text to steer away from, as long as a prompt at most; the learned null if empty.
     pub negative: String,
-    /// Pictures.
+    /// Pictures, 1 to the limits' `count`.
     pub count: u32,
     /// Seed of the first picture; picture `i` has the noise of `seed + i`, whatever it is sampled beside.
     pub seed: u64,
-    /// Steps of the solver.
+    /// Steps of the solver, 1 to the limits' `steps`.
     pub steps: u32,
-    /// Guidance scale `g` in `u + g (c - u)`; 1 is none.
+    /// Guidance scale `g` in `u + g (c - u)`, 0 to 50; 1 is none.
     pub guidance: f32,
     /// Which experts are asked.
     pub selection: ExpertSelection,
     /// How their outputs are converted.
     pub conversion: Conversion,
-    /// If set, experts off the linear path are asked only at or below this time (Section 7.3).
+    /// If set, experts off the linear path are asked only at or below this time, 0 to 1 (Section 7.3).
     pub converted_below: Option<f32>,
     /// The solver.
     pub solver: Solver,
@@ -144,7 +144,7 @@ impl SampleRequest {
     /// Field evaluations that this request costs.
     pub fn evaluations(&self) -> u64 {
         let halves = if self.guidance == 1.0 { 1 } else { 2 };
-        u64::from(self.count) * self.solver.evaluations(self.steps) * halves
+        u64::from(self.count).saturating_mul(self.solver.evaluations(self.steps)).saturating_mul(halves)
     }
 
     /// # Errors

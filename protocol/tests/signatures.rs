@@ -1,50 +1,18 @@
 //! Signed records under attack: whatever is altered, moved to another type or signed by somebody else is refused.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod fixtures;
+
 use ed25519_dalek::{Signer as _, SigningKey};
+use fixtures::{ISSUED, LIFE, charter, key, router};
 use hdd_protocol::{
-    ACCURACY_BINS, Architecture, Blob, Charter, Codec, Digest, Error, ExpertSpec, FeatureExtractor, Latent, Limits,
-    Manifest, Objective, Offer, OfferedExpert, PublicKey, Recipe, Result, Revocation, RevocationTarget, RouterManifest,
-    RouterRecipe, RouterTraining, SampleLimits, Schedule, SecretKey, Signed, SignedPayload, Text, TextEncoder,
-    TimestepMap, Training, Verified, WIRE_VERSION, decode, encode,
+    Blob, Charter, Digest, Error, ExpertSpec, Manifest, Objective, Offer, OfferedExpert, PublicKey, Result, Revocation,
+    RevocationTarget, RouterManifest, SampleLimits, Schedule, Signed, SignedPayload, TimestepMap, Training, Verified,
+    WIRE_VERSION, decode, encode,
 };
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
-use zeroize::Zeroizing;
-
-const ISSUED: u64 = 1_000_000;
-const LIFE: u64 = 1_000;
-
-fn key(number: u8) -> SecretKey {
-    SecretKey::from_seed(&Zeroizing::new([number; 32]))
-}
-
-fn charter() -> Charter {
-    let architecture = Architecture { channels: 3, text_width: 64, text_length: 8, ..Architecture::new(64, 1, 4, 4) };
-    Charter {
-        name: "emoji".into(),
-        founder: key(1).public(),
-        issued_at: ISSUED,
-        successor_of: None,
-        latent: Latent { codec: Codec::Pixels, channels: 3, size: 32, clamp: 1.0 },
-        text: Text { encoder: TextEncoder::HashedWords, width: 64, length: 8 },
-        extractor: FeatureExtractor::CellMeans { grid: 1 },
-        centroids: vec![vec![1.0], vec![-1.0]],
-        limits: Limits {
-            weights_bytes: 1_000,
-            parameters: architecture.parameters(),
-            manifest_seconds: LIFE,
-            sample: SampleLimits::default(),
-        },
-        architecture,
-        recipe: Recipe::default(),
-        router: RouterRecipe::default(),
-        held_out: None,
-        licence: "CC0-1.0".into(),
-        data_terms: String::new(),
-    }
-}
 
 fn manifest(charter: &Verified<Charter>) -> Manifest {
     let (architecture, recipe) = (charter.architecture.clone(), charter.recipe.clone());
@@ -67,29 +35,6 @@ fn manifest(charter: &Verified<Charter>) -> Manifest {
         training: Training { steps: 1, images: 1, loss: 0.5, seed: 0, recipe, parent: None },
         licence: "CC0-1.0".into(),
         next_key: None,
-    }
-}
-
-fn router(charter: &Verified<Charter>) -> RouterManifest {
-    let training = RouterTraining {
-        recipe: charter.router.clone(),
-        steps: 10,
-        images: 100,
-        held_out: 5,
-        accuracy: Some([0.5; ACCURACY_BINS]),
-        prior: vec![0.75, 0.25],
-        seed: 0,
-        parent: None,
-    };
-    RouterManifest {
-        charter: charter.digest(),
-        author: key(3).public(),
-        sequence: 1,
-        issued_at: ISSUED,
-        expires_at: ISSUED + LIFE,
-        weights: Blob { digest: Digest::of(b"router"), size: 1_000 },
-        training,
-        licence: "CC0-1.0".into(),
     }
 }
 
@@ -315,90 +260,4 @@ fn a_charter_excludes_what_does_not_fit_it() {
         let error = signed.check_against(&charter, now).unwrap_err();
         assert!(matches!(&error, Error::OutOfRange { field, .. } if *field == expected), "{expected}: {error:?}");
     }
-}
-
-#[test]
-fn a_router_that_cannot_cut_the_latents_into_patches_is_refused() {
-    let mut bad = charter();
-    bad.router.patch = 3;
-    let error = Signed::sign(bad, &key(1)).unwrap_err();
-    assert!(matches!(&error, Error::OutOfRange { field: "router", .. }), "{error:?}");
-}
-
-#[test]
-fn a_charter_excludes_routers_that_do_not_fit_it() {
-    let Records { charter, router, .. } = records();
-    router.check_against(&charter, ISSUED).unwrap();
-    router.check_against(&charter, ISSUED + LIFE - 1).unwrap();
-    let other = Signed::sign(Charter { name: "other".into(), ..(*charter).clone() }, &key(1)).unwrap();
-    let error = router.check_against(&other, ISSUED).unwrap_err();
-    assert_eq!(error, Error::WrongCharter { found: charter.digest(), expected: other.digest() });
-
-    type Change = fn(&mut RouterManifest);
-    let table: [(&str, u64, Change); 12] = [
-        ("recipe", ISSUED, |r| r.training.recipe.width = 384),
-        ("recipe", ISSUED, |r| r.training.recipe.depth += 1),
-        ("recipe", ISSUED, |r| r.training.recipe.patch = 4),
-        ("recipe", ISSUED, |r| r.training.recipe.text = true),
-        ("prior", ISSUED, |r| r.training.prior = vec![0.5, 0.25, 0.25]),
-        ("weights", ISSUED, |r| r.weights.size = 600 << 20),
-        ("licence", ISSUED, |r| r.licence = "proprietary".into()),
-        ("expires_at", ISSUED, |r| r.expires_at += 1),
-        ("expires_at", ISSUED + LIFE, |_| {}),
-        ("issued_at", ISSUED - 601, |_| {}),
-        ("expires_at", u64::MAX, |_| {}),
-        ("expires_at", 2 * ISSUED, |r| (r.issued_at, r.expires_at) = (ISSUED, ISSUED + 1)),
-    ];
-    for (expected, now, change) in table {
-        let mut changed = (*router).clone();
-        change(&mut changed);
-        let signed = Signed::sign(changed, &key(3)).unwrap();
-        let error = signed.check_against(&charter, now).unwrap_err();
-        assert!(matches!(&error, Error::OutOfRange { field, .. } if *field == expected), "{expected}: {error:?}");
-    }
-    // Another length of training, seed and parent is its author's affair; the largest weights are the shape's in float32.
-    let mut fits = (*router).clone();
-    fits.training = RouterTraining { steps: 1, seed: 9, parent: Some(Digest::of(b"parent")), ..fits.training };
-    fits.training.recipe.steps = 1;
-    fits.weights.size = 4 * charter.router.parameters(&charter);
-    Signed::sign(fits, &key(3)).unwrap().check_against(&charter, ISSUED).unwrap();
-}
-
-#[test]
-fn a_router_states_shares_and_counts_that_can_be() {
-    let good = (*records().router).clone();
-    type Change = fn(&mut RouterManifest);
-    let table: [(&str, Change); 11] = [
-        ("expires_at", |r| r.expires_at = r.issued_at),
-        ("weights", |r| r.weights.size = 0),
-        ("shape", |r| r.training.recipe.heads = 5),
-        ("steps", |r| r.training.steps = r.training.recipe.steps + 1),
-        ("accuracy", |r| r.training.accuracy = Some([1.5; ACCURACY_BINS])),
-        ("accuracy", |r| r.training.accuracy = Some([f32::NAN; ACCURACY_BINS])),
-        ("accuracy", |r| r.training.accuracy = None),
-        ("prior", |r| r.training.prior = vec![0.5, 0.25]),
-        ("prior", |r| r.training.prior = vec![1.25, -0.25]),
-        ("prior", |r| r.training.prior = vec![]),
-        ("licence", |r| r.licence = String::new()),
-    ];
-    for (expected, change) in table {
-        let mut changed = good.clone();
-        change(&mut changed);
-        let error = Signed::sign(changed, &key(3)).unwrap_err();
-        assert!(matches!(&error, Error::OutOfRange { field, .. } if *field == expected), "{expected}: {error:?}");
-    }
-    let mut unmeasured = good.clone();
-    (unmeasured.training.held_out, unmeasured.training.accuracy) = (0, None);
-    assert_eq!(Signed::sign(unmeasured, &key(3)).unwrap().low_noise_accuracy(), None);
-    // Of the most clusters that a charter may have it is still within its limit.
-    let mut large = good;
-    large.training.prior = vec![1.0 / 1024.0; 1024];
-    Signed::sign(large, &key(3)).unwrap();
-}
-
-#[test]
-fn the_papers_router_has_its_parameters() {
-    let mut paper = charter();
-    (paper.latent.channels, paper.centroids) = (4, vec![vec![1.0]; 8]);
-    assert_eq!(RouterRecipe::default().parameters(&paper), 128_940_296);
 }

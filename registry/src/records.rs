@@ -180,6 +180,16 @@ impl Registry {
         current.into_iter().filter_map(|digest| self.router(digest).transpose()).collect()
     }
 
+    /// Whether nothing speaks against a router: no revocation of this manifest, and no equivocation of its author's. One that was
+    /// replaced, and one that has expired, still stand.
+    ///
+    /// # Errors
+    /// [`Error::Index`].
+    pub fn router_stands(&self, r: &Verified<RouterManifest>) -> Result<bool> {
+        let revoked = self.index.revoked(r.author, r.charter, ROUTER, r.digest())?.is_some();
+        Ok(!revoked && self.index.evidence(r.author)?.is_none())
+    }
+
     /// The sequence number that the author's next manifest of this name must have: one above the highest known, or 1.
     ///
     /// # Errors

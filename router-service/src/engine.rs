@@ -10,7 +10,7 @@ use crate::{
 use hdd_expert_runtime::{
     Condition, Guidance,
     data::{self, Images},
-    sampler,
+    panic_message, sampler,
 };
 use hdd_protocol::{
     Charter, Digest, ErrorCode, Manifest, Provenance, SampleEvent, SampleRequest, ServiceResponse, Verified,
@@ -186,8 +186,7 @@ impl Drop for Engine {
 }
 
 fn failed<T>(panic: Box<dyn std::any::Any + Send>) -> Result<T> {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    Err(Error::Device(text.unwrap_or("unknown panic").lines().next().unwrap_or_default().to_owned()))
+    Err(Error::Device(panic_message(&*panic)))
 }
 
 /// What the device thread owns.

@@ -8,8 +8,9 @@ use crate::Result;
 use hdd_expert_runtime::{
     ClusterPosterior,
     network::{
-        Attention, Mlp, PatchEmbed, TimestepEmbed, fill_normal, gate, linear, modulate, norm, position_embedding,
+        Attention, Mlp, PatchEmbed, TimestepEmbed, fill_normal, gate, linear, norm_modulate, position_embedding,
     },
+    seeded,
     weights::{self, Named},
 };
 use hdd_protocol::{Charter, RouterRecipe};
@@ -32,8 +33,8 @@ impl Block {
     /// `x (B, N, D)`, `c (B, D)`.
     fn forward(&self, x: &Tensor, c: &Tensor) -> Tensor {
         let m = self.modulation.forward(&c.silu()).unsqueeze(1).chunk(6, -1); // six of (B, 1, D)
-        let x = gate(x, &m[2], &self.attn.forward(&modulate(&norm(x, EPSILON), &m[0], &m[1])));
-        gate(&x, &m[5], &self.mlp.forward(&modulate(&norm(&x, EPSILON), &m[3], &m[4])))
+        let x = gate(x, &m[2], &self.attn.forward(&norm_modulate(x, &m[0], &m[1], EPSILON)));
+        gate(&x, &m[5], &self.mlp.forward(&norm_modulate(&x, &m[3], &m[4], EPSILON)))
     }
 }
 
@@ -60,7 +61,11 @@ impl Router {
         seed: u64,
         device: Device,
     ) -> Self {
-        tch::manual_seed(seed as i64);
+        seeded(seed, || Self::draw(recipe, shape, text_width, clusters, device))
+    }
+
+    /// A router from libtorch's generator as it stands.
+    fn draw(recipe: &RouterRecipe, shape: [u32; 2], text_width: u32, clusters: u16, device: Device) -> Self {
         let store = nn::VarStore::new(device);
         let vs = &store.root();
         let [width, depth, heads, patch, channels, size] =
@@ -119,7 +124,7 @@ impl Router {
         self.store.freeze();
     }
 
-    /// Writes the weights to a new file.
+    /// Writes the weights to a file.
     ///
     /// # Errors
     /// As [`weights::write`].
@@ -161,10 +166,29 @@ impl Router {
     }
 }
 
-impl ClusterPosterior for Router {
-    fn posterior(&self, x: &Tensor, t: &[f64], text: Option<&Tensor>) -> hdd_expert_runtime::Result<Vec<Vec<f64>>> {
+impl Router {
+    /// Probabilities of the clusters, one row an image, whether or not they are numbers.
+    pub(crate) fn probabilities(
+        &self,
+        x: &Tensor,
+        t: &[f64],
+        text: Option<&Tensor>,
+    ) -> hdd_expert_runtime::Result<Vec<Vec<f64>>> {
         let p = self.logits(x, t, text).softmax(-1, Kind::Double).to_device(Device::Cpu);
         Ok(Vec::<Vec<f64>>::try_from(&p)?)
+    }
+}
+
+impl ClusterPosterior for Router {
+    fn posterior(&self, x: &Tensor, t: &[f64], text: Option<&Tensor>) -> hdd_expert_runtime::Result<Vec<Vec<f64>>> {
+        let rows = self.probabilities(x, t, text)?;
+        match t.iter().zip(&rows).find(|(_, row)| row.iter().any(|p| !p.is_finite())) {
+            None => Ok(rows),
+            Some((t, _)) => Err(hdd_expert_runtime::Error::Data {
+                what: "the router".into(),
+                why: format!("its probabilities at t = {t} are no numbers; use another router"),
+            }),
+        }
     }
 }
 

@@ -1,14 +1,14 @@
 //! What a router that somebody else trained must show before it serves.
 //!
 //! Its file has the charter's shapes and finite numbers (`Router::read`). Then, without any image: finite probabilities on
-//! noise, on nothing and on extreme input, and at `t = 1`, where the noise tells nothing, about the prior that its author
-//! states. That much an untrained router with an even prior may pass. With held-out images: an accuracy at low noise well
+//! noise, on nothing and on extreme input, with text and without, and at `t = 1`, where the noise tells nothing, about the
+//! prior that its author states. That much an untrained router with an even prior may pass. With held-out images: an accuracy at low noise well
 //! above what a guess can have.
 
 use crate::{Error, Result, Router, RouterAccuracy, RouterExamples};
-use hdd_expert_runtime::{ClusterPosterior as _, sampler};
+use hdd_expert_runtime::sampler;
 use hdd_protocol::Charter;
-use tch::Device;
+use tch::Tensor;
 
 /// Of fewer held-out images their accuracy says little: its standard error is up to 0.09 at 32.
 const FEWEST: usize = 32;
@@ -26,7 +26,8 @@ pub struct RouterCheck<'a> {
     /// How far from the best guess to certainty its accuracy at low noise must come, 0 to 1.
     ///
     /// The best guess is to always say the largest cluster; its accuracy is that cluster's share of the held-out images. What
-    /// does not look at the image stays at or below it whatever its weights are, so that any margin tells the two apart.
+    /// looks at neither image nor text stays at or below it whatever its weights are, so that any margin tells the two
+    /// apart. A router with text may be well above it by the text alone, which it is given.
     pub margin: f64,
 }
 
@@ -55,17 +56,25 @@ pub fn test_router(router: &Router, charter: &Charter, check: &RouterCheck<'_>) 
 
 fn behaves(router: &Router, charter: &Charter, prior: Option<&[f32]>) -> Result<()> {
     let shape = [charter.latent.channels, charter.latent.size, charter.latent.size].map(i64::from);
-    let noise = sampler::noise(&(0..NOISES).collect::<Vec<_>>(), shape, Device::Cpu).to_device(router.device());
-    let posterior = |x: &tch::Tensor, t: f64| router.posterior(x, &vec![t; x.size()[0] as usize], None);
+    let words = [1, charter.text.length, charter.text.width].map(i64::from);
+    let seeds: Vec<u64> = (0..NOISES).collect();
+    let [noise, text] = [shape, words].map(|shape| sampler::noise(&seeds, shape, router.device()));
+    let text = text.squeeze_dim(1);
+    let posterior =
+        |x: &Tensor, t: f64, text: Option<&Tensor>| router.probabilities(x, &vec![t; x.size()[0] as usize], text);
     for t in [1.0, 0.66, 0.33, 0.01] {
         for (what, x) in [("noise", &noise), ("zeros", &noise.zeros_like()), ("extreme input", &(&noise * 100.0))] {
-            if posterior(x, t)?.iter().flatten().any(|p| !p.is_finite()) {
-                return Err(Error::Refused(format!("on {what} at t = {t} its probabilities are no numbers")));
+            for (with, text) in [("without text", None), ("with text", Some(&text))] {
+                if posterior(x, t, text)?.iter().flatten().any(|p| !p.is_finite()) {
+                    return Err(Error::Refused(format!(
+                        "on {what} {with} at t = {t} its probabilities are no numbers"
+                    )));
+                }
             }
         }
     }
     let Some(prior) = prior else { return Ok(()) };
-    let rows = posterior(&noise, 1.0)?;
+    let rows = posterior(&noise, 1.0, None)?;
     let mean = |k: usize| rows.iter().map(|row| row[k]).sum::<f64>() / rows.len() as f64;
     let distance = prior.iter().enumerate().map(|(k, &p)| (mean(k) - f64::from(p)).abs()).sum::<f64>() / 2.0;
     if distance > PRIOR_DISTANCE {

@@ -2,7 +2,7 @@
 
 use crate::{
     Ensemble, Error, Result, Router, RouterAccuracy, RouterCheck, RouterExamples, RouterParent, RouterProgress,
-    RouterTrainer, engine::Worker, router_admission::test_router, train::replace,
+    RouterTrainer, engine::Worker, router_admission::test_router,
 };
 use hdd_expert_runtime::{PIXEL_CLAMP, VAE_CLAMP, data, train::Stop};
 use hdd_protocol::{Codec, Digest, RouterRecipe, RouterTraining};
@@ -21,6 +21,8 @@ pub struct RouterPlan {
     pub folder: PathBuf,
     /// Steps between two such savings.
     pub save_every: u64,
+    /// Images computed at a time; none is the recipe's batch, or what fits the memory.
+    pub micro_batch: Option<u32>,
 }
 
 /// A trained router.
@@ -30,6 +32,8 @@ pub struct TrainedRouter {
     pub weights: PathBuf,
     /// What its manifest tells of it.
     pub training: RouterTraining,
+    /// The saved run in the plan's folder, of no use once the weights are kept elsewhere.
+    pub run: PathBuf,
 }
 
 /// A router's file to serve with.
@@ -59,6 +63,9 @@ impl Worker {
         if trainer.resume(&plan.folder)? {
             tracing::info!(step = trainer.step(), "the router's training goes on");
         }
+        if let Some(images) = plan.micro_batch {
+            trainer.set_micro_batch(images);
+        }
         let stop = trainer.run(&examples, |trainer, progress| {
             if progress.step.is_multiple_of(plan.save_every) {
                 trainer.save(&plan.folder)?;
@@ -72,7 +79,7 @@ impl Worker {
         let measured = Some(&self.held_out).filter(|held_out| !held_out.is_empty());
         let accuracy = measured.map(|held_out| trainer.router().accuracy(held_out)).transpose()?;
         let weights = plan.folder.join("router.safetensors");
-        replace(&weights, |file| trainer.router().save(file))?;
+        trainer.router().save(&weights)?;
         let training = RouterTraining {
             recipe: recipe.clone(),
             steps: trainer.step(),
@@ -83,7 +90,7 @@ impl Worker {
             seed: plan.seed,
             parent: parent.map(|parent| parent.digest),
         };
-        Ok(TrainedRouter { weights, training })
+        Ok(TrainedRouter { weights, training, run: trainer.file(&plan.folder) })
     }
 
     /// Tests the file and serves with it from now on.
@@ -104,7 +111,10 @@ impl Worker {
 
     fn read_router(&self, weights: &Path) -> Result<Router> {
         let mut router = Router::of_charter(&self.charter, 0, self.device);
-        router.read(weights).map_err(|e| Error::Refused(e.to_string()))?;
+        router.read(weights).map_err(|error| match error {
+            Error::Expert(wrong @ hdd_expert_runtime::Error::Weights { .. }) => Error::Refused(wrong.to_string()),
+            error => error,
+        })?;
         Ok(router)
     }
 }

@@ -14,8 +14,8 @@ pub struct Candidate {
 /// Weights of the experts at time `t`, summing to 1; zero means not asked.
 ///
 /// `posterior[k]` is the router's p(k | x, t). A cluster's weight is shared equally by its experts; clusters without an
-/// expert are masked. Under a threshold, experts of the other side are masked too; where that leaves none, all count
-/// (facts.md, Sampling). `converted_below` masks experts off the linear path above that time in the same way.
+/// expert are masked. Under a threshold, experts of the other side are masked too; where that leaves none, all count.
+/// `converted_below` masks experts off the linear path above that time in the same way.
 pub fn weights(
     posterior: &[f64],
     candidates: &[Candidate],

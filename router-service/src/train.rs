@@ -7,7 +7,8 @@ use crate::{Error, Result, Router};
 use hdd_expert_runtime::{
     Adam, AdamState, column,
     data::{self, Images},
-    train::{Stop, draw_times},
+    normal,
+    train::{Compute, Stop, draw_times, with_fitting_batch},
     weights::{self, Named},
 };
 use hdd_protocol::{Charter, Digest, RouterRecipe, TimeSampling, Verified, encode};
@@ -16,7 +17,7 @@ use rand_chacha::ChaCha12Rng;
 use std::{
     collections::HashMap,
     f64::consts::PI,
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 use tch::{Device, Kind, Tensor};
@@ -25,6 +26,8 @@ use tch::{Device, Kind, Tensor};
 const TEXT_DROPOUT: f64 = 0.1;
 /// The step size ends at this share of the first (Section 6.3: 5e-5 to 5e-7).
 const LAST_RATE: f64 = 0.01;
+/// Images that are hashed together.
+const HASHED: i64 = 256;
 
 /// Labelled latents.
 pub struct RouterExamples {
@@ -74,6 +77,21 @@ impl RouterExamples {
         (0..clusters).map(|k| count(k) as f32 / self.len() as f32).collect()
     }
 
+    /// Names the images with their texts and clusters, wherever they lie.
+    fn digest(&self) -> Result<Digest> {
+        let mut parts = Vec::new();
+        for tensor in [&self.latents, &self.text, &self.labels] {
+            for first in (0..self.len() as i64).step_by(HASHED as usize) {
+                let rows = tensor.narrow(0, first, HASHED.min(self.len() as i64 - first));
+                let rows = rows.f_to_device(Device::Cpu)?.f_contiguous()?;
+                let mut bytes = vec![0; rows.numel() * rows.kind().elt_size_in_bytes()];
+                rows.f_copy_data_u8(&mut bytes, rows.numel())?;
+                parts.push(Digest::of(&bytes));
+            }
+        }
+        Ok(Digest::of(&encode(&parts)?))
+    }
+
     pub(crate) fn select(&self, indices: &[i64]) -> Self {
         let indices = Tensor::from_slice(indices).to_device(self.latents.device());
         let rows = |t: &Tensor| t.index_select(0, &indices);
@@ -115,6 +133,8 @@ pub struct RouterTrainer {
     recipe: RouterRecipe,
     seed: u64,
     step: u64,
+    /// Images computed at a time.
+    micro_batch: u32,
     /// Names what the weights are a function of.
     run: Digest,
 }
@@ -144,11 +164,16 @@ impl RouterTrainer {
         if let Some(parent) = parent {
             weights::read_into(&parent.weights, &router.parameters())?;
         }
-        let data = (examples.len() as u64, examples.prior(charter.clusters()));
-        let run = Digest::of(&encode(&(charter.digest(), recipe, seed, parent.map(|p| p.digest), data))?);
+        let parent = parent.map(|parent| parent.digest);
+        let run = Digest::of(&encode(&(charter.digest(), recipe, seed, parent, examples.digest()?))?);
         let params: Vec<Tensor> = router.parameters().into_values().collect();
         let state = AdamState::new(&params);
-        Ok(Self { router, params, state, recipe: recipe.clone(), seed, step: 0, run })
+        Ok(Self { router, params, state, recipe: recipe.clone(), seed, step: 0, micro_batch: recipe.batch, run })
+    }
+
+    /// Computes this many images at a time; a batch is the recipe's whatever it is, and its gradients the same to rounding.
+    pub fn set_micro_batch(&mut self, images: u32) {
+        self.micro_batch = images.clamp(1, self.recipe.batch);
     }
 
     /// Steps done.
@@ -182,14 +207,17 @@ impl RouterTrainer {
     /// # Errors
     /// As [`weights::write`].
     pub fn save(&self, folder: &Path) -> Result<()> {
-        replace(&self.file(folder), |file| Ok(weights::write(file, &self.training_state(), HashMap::new())?))
+        let failed = |source| hdd_expert_runtime::Error::Io { action: "create", path: folder.to_owned(), source };
+        fs::create_dir_all(folder).map_err(failed)?;
+        Ok(weights::write(&self.file(folder), &self.training_state(), HashMap::new())?)
     }
 
     /// Trains until the recipe's steps are done or `on_step` says stop. `on_step` sees the trainer between steps, and may
-    /// save.
+    /// save. Where the device's memory ends, the rest of the run computes fewer images at a time.
     ///
     /// # Errors
-    /// [`Error::Router`] if the loss is no number, with what was saved untouched; what `on_step` returns.
+    /// [`Error::Router`] if the loss or its gradient is no number or one image is too many for the memory, with what was
+    /// saved untouched; what `on_step` returns.
     pub fn run(
         &mut self,
         examples: &RouterExamples,
@@ -206,39 +234,70 @@ impl RouterTrainer {
     }
 
     fn advance(&mut self, examples: &RouterExamples) -> Result<f64> {
-        let recipe = &self.recipe;
         let mut rng = ChaCha12Rng::seed_from_u64(self.seed);
         rng.set_stream(self.step);
-        tch::manual_seed(rng.random());
-        let batch = (recipe.batch as usize).min(examples.len());
+        let noise = rng.random();
+        let batch = (self.recipe.batch as usize).min(examples.len());
         let indices: Vec<i64> = index::sample(&mut rng, examples.len(), batch).iter().map(|i| i as i64).collect();
         let batch = examples.select(&indices);
         let t = draw_times(TimeSampling::Uniform, indices.len(), &mut rng);
         let kept = column(t.iter().map(|_| f64::from(u8::from(!rng.random_bool(TEXT_DROPOUT)))), &batch.text);
-        let x = batch.noised(&t, &batch.latents.randn_like());
-        let loss = self.router.logits(&x, &t, Some(&(&batch.text * kept))).cross_entropy_for_logits(&batch.labels);
-        loss.backward();
-        let value = loss.double_value(&[]);
-        if !value.is_finite() {
-            let why = format!("its loss is {value} after {} steps; lower the learning rate", self.step);
-            return Err(Error::Router(why));
-        }
+        let noise = normal(&batch.latents.size(), noise)?.f_to_device(batch.latents.device())?;
+        let batch = RouterExamples { latents: batch.noised(&t, &noise), text: batch.text * kept, labels: batch.labels };
+        let value = self.gradients(&batch, &t)?;
         // A parameter that took no part, such as the text's in a batch without any, has no gradient.
         let grads: Vec<Tensor> =
             self.params.iter().map(|p| if p.grad().defined() { p.grad() } else { p.zeros_like() }).collect();
+        let squares: Vec<Tensor> = grads.iter().map(|t| t.square().sum(Kind::Float)).collect();
+        let norm = Tensor::stack(&squares, 0).sum(Kind::Float).sqrt().double_value(&[]);
+        if !value.is_finite() || !norm.is_finite() {
+            return Err(Error::Router(format!(
+                "after {} steps its loss is {value}, its gradient's norm {norm}; lower --router-learning-rate",
+                self.step
+            )));
+        }
+        let recipe = &self.recipe;
         let progress = self.step as f64 / recipe.steps as f64;
         let cosine = (1.0 + (PI * progress).cos()) / 2.0;
         let rate = recipe.learning_rate * (LAST_RATE + (1.0 - LAST_RATE) * cosine);
         let adam = Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: recipe.weight_decay };
         self.step += 1;
         self.state.step(&self.params, &grads, self.step, rate, adam)?;
-        for param in &mut self.params {
-            param.zero_grad();
-        }
         Ok(value)
     }
 
-    fn file(&self, folder: &Path) -> PathBuf {
+    /// Leaves the gradients of the batch's loss at times `t` with the parameters, and returns the loss.
+    fn gradients(&mut self, batch: &RouterExamples, t: &[f64]) -> Result<f64> {
+        // Whether activations are kept decides only what an error advises, and no router computes them again.
+        let mut compute = Compute { micro_batch: self.micro_batch, recompute: true };
+        let loss = with_fitting_batch(&mut compute, |images| {
+            self.params.iter_mut().for_each(Tensor::zero_grad);
+            self.accumulate(batch, t, images as usize)
+        });
+        self.micro_batch = compute.micro_batch;
+        loss.map_err(|error| match error {
+            hdd_expert_runtime::Error::Memory { why, .. } => {
+                Error::Router(format!("out of memory with one image at a time ({why}); choose another --device"))
+            }
+            error => error.into(),
+        })
+    }
+
+    fn accumulate(&self, batch: &RouterExamples, t: &[f64], at_a_time: usize) -> hdd_expert_runtime::Result<f64> {
+        let mut losses = Vec::new();
+        for first in (0..t.len()).step_by(at_a_time) {
+            let times = &t[first..(first + at_a_time).min(t.len())];
+            let part = |tensor: &Tensor| tensor.narrow(0, first as i64, times.len() as i64);
+            let logits = self.router.logits(&part(&batch.latents), times, Some(&part(&batch.text)));
+            let loss = logits.cross_entropy_for_logits(&part(&batch.labels)) * (times.len() as f64 / t.len() as f64);
+            loss.f_backward()?;
+            losses.push(loss.detach()); // read once all parts are under way
+        }
+        Ok(losses.iter().map(|loss| loss.double_value(&[])).sum())
+    }
+
+    /// Where [`RouterTrainer::save`] leaves the run in `folder`; another run's file has another name.
+    pub fn file(&self, folder: &Path) -> PathBuf {
         folder.join(format!("{}.safetensors", self.run))
     }
 
@@ -257,13 +316,3 @@ impl RouterTrainer {
 
 /// Name of the number of steps done in a saved run.
 const STEP: &str = "step";
-
-/// Writes a file aside and renames it, so that a reader sees whole ones only.
-pub(crate) fn replace(file: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let failed = |source: io::Error| hdd_expert_runtime::Error::Io { action: "write", path: file.to_owned(), source };
-    let aside = file.with_extension("partial");
-    let _ = fs::remove_file(&aside); // left by a process that was killed
-    fs::create_dir_all(file.parent().unwrap_or(file)).map_err(failed)?;
-    write(&aside)?;
-    Ok(fs::rename(&aside, file).map_err(failed)?)
-}

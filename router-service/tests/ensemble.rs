@@ -1,7 +1,7 @@
 //! Fusion and admission of real (small, random) networks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failed step is a failed test
 
-use hdd_expert_runtime::{ClusterPosterior, Condition, Expert, Guidance, VelocityField, sampler};
+use hdd_expert_runtime::{ClusterPosterior, Condition, Expert, Guidance, VelocityField, normal, sampler};
 use hdd_protocol::{
     Architecture, Conversion, Digest, ExpertSelection, ExpertSpec, Objective, RouterRecipe, Schedule, Solver,
     TimestepMap,
@@ -44,8 +44,7 @@ fn ensemble() -> Ensemble {
 }
 
 fn condition(images: i64) -> Condition {
-    tch::manual_seed(5);
-    let text = Tensor::randn([4, 3, 6], (Kind::Float, Device::Cpu)).narrow(0, 0, images);
+    let text = normal(&[4, 3, 6], 5).unwrap().narrow(0, 0, images);
     Condition { text: Some(text), guidance: Some(Guidance { scale: vec![2.0; images as usize], negative: None }) }
 }
 

@@ -2,14 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failed step is a failed test
 
 use hdd_expert_runtime::{
-    ClusterPosterior, Condition, VelocityField,
+    ClusterPosterior, Condition, VelocityField, normal,
     oracle::{Component, ExactExpert, Mixture},
     sampler,
 };
 use hdd_protocol::{Conversion, Digest, ExpertSelection, Objective, Schedule, Solver};
 use hdd_router_service::{Ensemble, Fusion, Member};
 use std::ops::ControlFlow;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 const NOTHING: Condition = Condition { text: None, guidance: None };
 const FM: (Objective, Schedule) = (Objective::Velocity, Schedule::Linear);
@@ -52,8 +52,7 @@ fn space() -> Mixture {
 
 #[test]
 fn eq_1_is_the_exact_marginal_field() {
-    tch::manual_seed(3);
-    let x = Tensor::randn([256, 3], (Kind::Double, Device::Cpu)) * 1.2;
+    let x = normal(&[256, 3], 3).unwrap().to_kind(Kind::Double) * 1.2;
     // The linear experts hold up to both ends, converted ones between the floors of linear-beta and of alignment.
     let linear = [0, 1, 2, 3].map(|cluster| (cluster, FM));
     let mixed = [

@@ -2,25 +2,15 @@
 //! image is its cluster.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failed step is a failed test
 
-use hdd_expert_runtime::{sampler, train::Stop, weights};
+use hdd_expert_runtime::{ClusterPosterior as _, sampler, seeded, train::Stop, weights};
 use hdd_protocol::{
     Architecture, Charter, Codec, FeatureExtractor, Latent, Limits, Recipe, RouterRecipe, SampleLimits, SecretKey,
     Signed, Text, TextEncoder, Verified,
 };
 use hdd_router_service::{Error, Router, RouterCheck, RouterExamples, RouterParent, RouterTrainer, test_router};
-use std::{
-    collections::HashMap,
-    path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, path::Path};
 use tch::{Device, Kind, Tensor};
 use zeroize::Zeroizing;
-
-/// libtorch's generator belongs to the process: a test that draws from it does so alone.
-fn generator() -> MutexGuard<'static, ()> {
-    static GENERATOR: Mutex<()> = Mutex::new(());
-    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 const CLUSTERS: i64 = 3;
 const SEED: u64 = 7;
@@ -92,7 +82,6 @@ fn bytes(router: &Router, folder: &Path, name: &str) -> Vec<u8> {
 
 #[test]
 fn a_stopped_run_goes_on_bit_for_bit() {
-    let _generator = generator();
     let (folder, charter) = (tempfile::tempdir().unwrap(), charter(true, 3e-3));
     let mut losses = Vec::new();
     let mut whole = trainer(&charter, None);
@@ -125,6 +114,9 @@ fn a_stopped_run_goes_on_bit_for_bit() {
     let recipe = RouterRecipe { steps: 61, ..charter.router.clone() };
     let mut other = RouterTrainer::new(&charter, &recipe, &examples(96, 1), SEED, None, Device::Cpu).unwrap();
     assert!(!other.resume(&runs).unwrap());
+    let images = examples(96, 3); // as many of each cluster
+    let mut other = RouterTrainer::new(&charter, &charter.router, &images, SEED, None, Device::Cpu).unwrap();
+    assert!(!other.resume(&runs).unwrap());
     let file = std::fs::read_dir(&runs).unwrap().next().unwrap().unwrap().path();
     std::fs::write(&file, b"damaged").unwrap();
     let error = trainer(&charter, None).resume(&runs).unwrap_err().to_string();
@@ -132,8 +124,39 @@ fn a_stopped_run_goes_on_bit_for_bit() {
 }
 
 #[test]
+fn parts_of_a_batch_give_its_gradients() {
+    let charter = charter(true, 3e-3);
+    let run = |micro_batch| {
+        let mut trainer = trainer(&charter, None);
+        trainer.set_micro_batch(micro_batch);
+        let mut losses = Vec::new();
+        let step = |_: &_, progress: hdd_router_service::RouterProgress| {
+            losses.push(progress.loss);
+            Ok(losses.len() < 3)
+        };
+        trainer.run(&examples(96, 1), step).unwrap();
+        losses
+    };
+    let whole = run(32);
+    for micro_batch in [1, 12] {
+        for (loss, whole) in run(micro_batch).into_iter().zip(&whole) {
+            assert!((loss - whole).abs() < 1e-5 * whole, "{micro_batch}: {loss} for {whole}");
+        }
+    }
+}
+
+#[test]
+fn a_posterior_that_is_no_number_is_an_error() {
+    let router = Router::of_charter(&charter(false, 3e-3), SEED, Device::Cpu);
+    let x = Tensor::zeros([2, 3, 8, 8], (Kind::Float, Device::Cpu));
+    router.posterior(&x, &[0.5, 0.25], None).unwrap();
+    let _ = x.get(1).fill_(f64::INFINITY);
+    let error = router.posterior(&x, &[0.5, 0.25], None).unwrap_err().to_string();
+    assert!(error.contains("t = 0.25"), "{error}");
+}
+
+#[test]
 fn training_on_from_a_parent_begins_where_it_ended() {
-    let _generator = generator();
     let (folder, charter) = (tempfile::tempdir().unwrap(), charter(false, 3e-3));
     let first_loss = |parent: Option<&RouterParent>| {
         let mut loss = 0.0;
@@ -154,13 +177,12 @@ fn training_on_from_a_parent_begins_where_it_ended() {
 
 #[test]
 fn a_loss_that_is_no_number_stops_and_a_run_needs_images() {
-    let _generator = generator();
     let wild = charter(false, 1.0);
     let poisoned = examples(96, 1);
     let _ = poisoned.latents.get(5).fill_(f64::NAN);
     let mut trainer = trainer(&wild, None);
     let error = trainer.run(&poisoned, |_, _| Ok(true)).unwrap_err();
-    assert!(matches!(&error, Error::Router(why) if why.contains("learning rate")), "{error}");
+    assert!(matches!(&error, Error::Router(why) if why.contains("--router-learning-rate")), "{error}");
     assert!(trainer.step() < 60);
     let finite = |t: Tensor| t.isfinite().all().int64_value(&[]) == 1;
     assert!(trainer.router().parameters().into_values().all(finite), "what was there before stays whole");
@@ -174,7 +196,6 @@ fn a_loss_that_is_no_number_stops_and_a_run_needs_images() {
 
 #[test]
 fn accuracy_falls_with_noise_to_the_prior_and_is_the_same_everywhere() {
-    let _generator = generator();
     let charter = charter(false, 3e-3);
     let (router, held_out) = (trained(&charter), examples(128, 2));
     let accuracy = router.router().accuracy(&held_out).unwrap();
@@ -205,16 +226,14 @@ fn judged(
 }
 
 fn shuffle(named: &mut weights::Named) {
-    tch::manual_seed(3);
     for tensor in named.values_mut() {
-        let order = Tensor::randperm(tensor.numel() as i64, (Kind::Int64, Device::Cpu));
+        let order = seeded(3, || Tensor::randperm(tensor.numel() as i64, (Kind::Int64, Device::Cpu)));
         *tensor = tensor.flatten(0, -1).index_select(0, &order).reshape(tensor.size());
     }
 }
 
 #[test]
 fn another_routers_weights_are_tested_before_they_serve() {
-    let _generator = generator();
     for text in [false, true] {
         let charter = charter(text, 3e-3);
         let (trainer, held_out) = (trained(&charter), examples(128, 2));
@@ -234,6 +253,14 @@ fn another_routers_weights_are_tested_before_they_serve() {
             &full,
             "no numbers",
         );
+        if text {
+            refused(
+                "overflow of the text",
+                &|n| drop(n["text_mlp.2.weight"].shallow_clone().fill_(f64::from(f32::MAX))),
+                &full,
+                "with text at t = 1 its probabilities are no numbers",
+            );
+        }
         refused(
             "shapes",
             &|n| drop(n.insert("head.4.bias".into(), Tensor::zeros([4], (Kind::Float, Device::Cpu)))),

@@ -17,23 +17,14 @@
 #include <torch/version.h>
 #include <vector>
 
+#include "guarded.h"
+
 namespace {
 std::vector<at::Tensor> list(at::Tensor **tensors, size_t n) {
   std::vector<at::Tensor> out;
   out.reserve(n);
   for (size_t i = 0; i < n; ++i) out.push_back(*tensors[i]);
   return out;
-}
-
-template <typename F> char *guarded(F f) {
-  try {
-    f();
-    return nullptr;
-  } catch (const std::exception &e) {
-    return strdup(e.what());
-  } catch (...) {
-    return strdup("unknown C++ exception");
-  }
 }
 } // namespace
 

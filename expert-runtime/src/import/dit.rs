@@ -8,7 +8,7 @@ use crate::{
     network::TimestepEmbed,
     weights::{self, Named},
 };
-use hdd_protocol::{Architecture, ExpertSpec, Objective};
+use hdd_protocol::{Architecture, ExpertSpec, Objective, Schedule};
 use std::{fs::File, io::Read as _, path::Path};
 use tch::{Device, Kind, Tensor, nn};
 
@@ -23,7 +23,7 @@ const REPLACED: [&str; 4] = ["y_embedder.", "adaLN_modulation.", "final_layer.",
 /// the mean class (see `modulation.rs`), cross-attention, text projection, null text and final layer are drawn.
 ///
 /// `source` is a safetensors file or one of `torch.save`; names stand flat or under `ema`. With `keep_final` the final layer's
-/// noise rows stay, which asks for the objective epsilon.
+/// noise rows stay, which asks for the objective epsilon; the path is then DiT's own unless another is chosen.
 ///
 /// # Errors
 /// [`Error::Weights`] for another format, a missing or misshapen tensor, or a choice that cannot be.
@@ -31,7 +31,7 @@ pub fn from_dit(source: &Path, choice: &Choice) -> Result<Imported> {
     let tensors = read(source)?;
     let (spec, draft) = draft(&tensors, choice).map_err(|why| Error::Weights { path: source.to_owned(), why })?;
     drop(tensors);
-    draft.build((Origin::Dit, source), &spec, choice.seed)
+    draft.build((Origin::Dit, source), &spec, choice)
 }
 
 /// The tensors under `ema` if there are any, else the flat ones.
@@ -60,10 +60,11 @@ fn draft(tensors: &Named, choice: &Choice) -> Result<(ExpertSpec, Draft), String
     if choice.keep_final && objective != Objective::Epsilon {
         return Err(format!("its final layer predicts the noise; it cannot be kept for {objective}"));
     }
+    let usual = || if choice.keep_final { Schedule::DDPM } else { usual_schedule(objective) };
     let spec = ExpertSpec {
         architecture,
         objective,
-        schedule: choice.schedule.unwrap_or_else(|| usual_schedule(objective)),
+        schedule: choice.schedule.unwrap_or_else(usual),
         cluster: choice.cluster.unwrap_or(0),
         timestep_map: choice.timestep_map.unwrap_or_default(),
         preconditioning: None,

@@ -1,7 +1,11 @@
 //! Folders that hold a network: an import's own, and a checkpoint's, which has the same two files.
 
 use super::{Imported, Record, digest_of};
-use crate::{Error, Result, error::At};
+use crate::{
+    Error, Result,
+    checkpoint::{FORMAT, check_format},
+    error::At,
+};
 use hdd_protocol::{Digest, ExpertSpec};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -10,8 +14,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Layout of the folder; that of checkpoints.
-const FORMAT: u32 = 1;
 /// Largest description, bytes.
 const DESCRIPTION_LIMIT: u64 = 1 << 20;
 
@@ -31,6 +33,8 @@ pub struct Beginning {
     pub model: PathBuf,
     /// The file that they come from: the source of an import, a checkpoint's own weights.
     pub parent: Digest,
+    /// The charter's cluster, if one was chosen when they were imported.
+    pub cluster: Option<u16>,
 }
 
 /// Opens the folder of an import or of a checkpoint.
@@ -38,16 +42,16 @@ pub struct Beginning {
 /// # Errors
 /// [`Error::Io`]; [`Error::Checkpoint`] for a description that this build cannot read.
 pub fn open(folder: &Path) -> Result<Beginning> {
-    let bad = |why: String| Error::Checkpoint { path: folder.to_owned(), why };
     let Description { format, spec } = read_json(&folder.join("config.json"))?;
-    if format != FORMAT {
-        return Err(bad(format!("has format {format}, this build reads {FORMAT}; update hdd-node")));
-    }
+    check_format(folder, format)?;
     spec.check()?;
     let model = folder.join("model.safetensors");
     let record = folder.join("import.json");
-    let parent = if record.exists() { read_json::<Record>(&record)?.parent } else { digest_of(&model)? };
-    Ok(Beginning { spec, model, parent })
+    let (parent, cluster) = match record.exists() {
+        true => read_json::<Record>(&record).map(|record| (record.parent, record.cluster))?,
+        false => (digest_of(&model)?, None),
+    };
+    Ok(Beginning { spec, model, parent, cluster })
 }
 
 /// A small JSON file.

@@ -28,5 +28,5 @@ pub fn from_hdd(model: &Path, spec: &ExpertSpec, choice: &Choice) -> Result<Impo
         draft.kept.retain(|name, _| !name.starts_with("final_layer."));
         draft.drawn.push("final_layer.");
     }
-    draft.build((Origin::Hdd, model), &new, choice.seed)
+    draft.build((Origin::Hdd, model), &new, choice)
 }

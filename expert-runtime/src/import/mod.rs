@@ -2,7 +2,7 @@
 //! network.
 //!
 //! An import is a folder: `config.json` says what the network is, `model.safetensors` holds its weights, `import.json` tells
-//! where every tensor comes from. Everything here reads files of the person at this machine; [`torch_file`] is the one
+//! where every tensor comes from. Everything here reads files of the person at this machine; `torch_file.rs` is the one
 //! reader of a format other than safetensors, and nothing that a peer sent comes near it.
 
 mod dit;
@@ -37,7 +37,7 @@ use tch::{Device, Kind, Tensor};
 pub struct Choice {
     /// What the network is to predict. DiT's becomes velocity; other sources keep theirs.
     pub objective: Option<Objective>,
-    /// The noising path that it is to be trained on; by default the source's, or the objective's usual one.
+    /// The noising path that it is to be trained on; by default the source's, or for another objective that one's usual path.
     pub schedule: Option<Schedule>,
     /// How it reads the time.
     pub timestep_map: Option<TimestepMap>,
@@ -81,6 +81,8 @@ pub struct Record {
     pub parent: Digest,
     /// Seed of what was drawn.
     pub seed: u64,
+    /// The charter's cluster, if one was chosen: an expert that begins here is trained on it unless told otherwise.
+    pub cluster: Option<u16>,
     /// Tensors that are the source's, renamed, cut or joined.
     pub kept: Vec<String>,
     /// Tensors computed from the source's.
@@ -113,11 +115,11 @@ struct Draft {
 }
 
 impl Draft {
-    /// Builds the network of `spec`: the draft's tensors, and a draw of `seed` for the rest.
-    fn build(self, (from, source): (Origin, &Path), spec: &ExpertSpec, seed: u64) -> Result<Imported> {
+    /// Builds the network of `spec`: the draft's tensors, and a draw of the chosen seed for the rest.
+    fn build(self, (from, source): (Origin, &Path), spec: &ExpertSpec, choice: &Choice) -> Result<Imported> {
         let bad = |why: String| Error::Weights { path: source.to_owned(), why };
         let parent = digest_of(source)?;
-        let expert = Expert::new(spec, seed, Device::Cpu)?;
+        let expert = Expert::new(spec, choice.seed, Device::Cpu)?;
         let parameters = expert.parameters();
         let _guard = tch::no_grad_guard();
         for (name, tensor) in self.kept.iter().chain(&self.fitted) {
@@ -136,7 +138,8 @@ impl Draft {
             from,
             file: source.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
             parent,
-            seed,
+            seed: choice.seed,
+            cluster: choice.cluster,
             kept: patterns(self.kept.keys()),
             fitted: patterns(self.fitted.keys()),
             drawn: patterns(drawn.into_iter()),
@@ -197,7 +200,7 @@ fn shape_of(embed: &Tensor, position: &Tensor) -> Result<[u32; 4], String> {
     let (embed, table) = (embed.size(), position.size());
     let side = (table.get(1).copied().unwrap_or(0) as f64).sqrt() as i64;
     let (width, patch) = (embed[0], embed[2]);
-    if table != [1, side * side, width] || embed[3] != patch || width % 4 != 0 {
+    if embed.contains(&0) || table != [1, side * side, width] || side == 0 || embed[3] != patch || width % 4 != 0 {
         return Err(format!("pos_embed {table:?} does not fit the patch embedding {embed:?} of a square latent"));
     }
     let expected = position_embedding(width, side);

@@ -25,7 +25,7 @@ pub fn from_paris(source: &Path, choice: &Choice) -> Result<Imported> {
         draft.kept.retain(|name, _| !name.starts_with("final_layer."));
         draft.drawn.push("final_layer.");
     }
-    draft.build((Origin::Paris, source), &spec, choice.seed)
+    draft.build((Origin::Paris, source), &spec, choice)
 }
 
 /// The router of Paris under this project's names, position table left out. It was trained on `1000 t`.
@@ -83,7 +83,7 @@ pub(super) fn rename(tensors: &Named) -> Result<Named, String> {
         };
         if let Some(kind) = part.strip_prefix("cross_attn.in_proj_") {
             let rows = tensor.size().first().copied().unwrap_or(0);
-            if rows % 3 != 0 {
+            if rows == 0 || rows % 3 != 0 {
                 return Err(format!("tensor layers.{block}.{part} has {rows} rows, not three projections"));
             }
             let cut = |from, length| tensor.narrow(0, from, length);

@@ -6,6 +6,7 @@ use super::{folder, paris};
 use crate::{Error, Expert, Result, weights};
 use hdd_protocol::{Architecture, ExpertSpec, Objective, TimestepMap};
 use serde::Deserialize;
+use serde_json::Value;
 use std::path::Path;
 use tch::Device;
 
@@ -30,13 +31,6 @@ fn dit_scale() -> f32 {
     Architecture::new(4, 1, 1, 1).time_scale
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Config {
-    Described { spec: ExpertSpec },
-    Golden(Shape),
-}
-
 /// A network ready to run.
 pub struct Loaded {
     /// The network; its parameters take no gradients.
@@ -52,11 +46,13 @@ pub struct Loaded {
 /// [`Error::Io`]; [`Error::Checkpoint`] for a description of neither form or another objective; [`Error::Weights`].
 pub fn load(folder: &Path, objective: Option<Objective>, device: Device) -> Result<Loaded> {
     let bad = |why: String| Error::Checkpoint { path: folder.to_owned(), why };
-    let config: Config = folder::read_json(&folder.join("config.json"))?;
-    let spec = match config {
-        Config::Described { spec } => spec,
-        Config::Golden(shape) => golden(&shape, objective.unwrap_or(Objective::Velocity)),
+    let mut config: Value = folder::read_json(&folder.join("config.json"))?;
+    let unreadable = |e| bad(format!("config.json is not readable: {e}"));
+    let spec: ExpertSpec = match config.get_mut("spec") {
+        Some(spec) => serde_json::from_value(spec.take()).map_err(unreadable)?,
+        None => golden(&serde_json::from_value(config).map_err(unreadable)?, objective.unwrap_or(Objective::Velocity)),
     };
+    spec.check()?;
     if let Some(objective) = objective.filter(|objective| *objective != spec.objective) {
         return Err(bad(format!("holds a network for {}, not for {objective}", spec.objective)));
     }

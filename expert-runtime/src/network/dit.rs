@@ -1,44 +1,14 @@
 //! The network of an expert: DiT with AdaLN-Single and cross-attention to text (paper Section 2.5, Eq. 14-19; PixArt-alpha).
 
 use super::layers::{
-    Attention, Mlp, PatchEmbed, TimestepEmbed, attend, fill_normal, gate, linear, modulate, norm, position_embedding,
-    unpatchify,
+    Attention, CrossAttention, Mlp, PatchEmbed, TimestepEmbed, fill_normal, gate, linear, norm, norm_modulate,
+    position_embedding, unpatchify,
 };
 use hdd_protocol::Architecture;
 use tch::{
     Kind, Tensor,
     nn::{Init, Linear, Module, Path},
 };
-
-/// Attention of image tokens to text tokens.
-#[derive(Debug)]
-struct CrossAttention {
-    q_linear: Linear,
-    kv_linear: Linear,
-    proj: Linear,
-    heads: i64,
-}
-
-impl CrossAttention {
-    fn new(vs: &Path<'_>, width: i64, heads: i64) -> Self {
-        let mut proj = linear(vs / "proj", width, width);
-        fill_normal(&mut proj, 0.0);
-        Self {
-            q_linear: linear(vs / "q_linear", width, width),
-            kv_linear: linear(vs / "kv_linear", width, 2 * width),
-            proj,
-            heads,
-        }
-    }
-
-    fn forward(&self, x: &Tensor, text: &Tensor) -> Tensor {
-        let (b, n, d) = (x.size()[0], x.size()[1], x.size()[2]);
-        let (l, head) = (text.size()[1], d / self.heads);
-        let q = self.q_linear.forward(x).reshape([b, n, self.heads, head]).transpose(1, 2); // (B, h, N, D/h)
-        let kv = self.kv_linear.forward(text).reshape([b, l, 2, self.heads, head]).permute([2, 0, 3, 1, 4]);
-        self.proj.forward(&attend(&q, &kv.select(0, 0), &kv.select(0, 1))) // (B, N, D)
-    }
-}
 
 #[derive(Debug)]
 struct Block {
@@ -66,11 +36,11 @@ impl Block {
     /// `(B, N, D) -> (B, N, D)`.
     fn forward(&self, x: &Tensor, shared: &Shared) -> Tensor {
         let m = (&shared.modulation + &self.scale_shift_table).unsqueeze(2).unbind(1); // six of (B, 1, D)
-        let y = self.attn.forward(&modulate(&norm(x, self.epsilon), &m[0], &m[1]));
+        let y = self.attn.forward(&norm_modulate(x, &m[0], &m[1], self.epsilon));
         let x = gate(x, &m[2], &y);
         let query = if self.cross_norm { norm(&x, self.epsilon) } else { x.shallow_clone() }; // Eq. 18
         let x = &x + self.cross_attn.forward(&query, &shared.text);
-        let y = self.mlp.forward(&modulate(&norm(&x, self.epsilon), &m[3], &m[4]));
+        let y = self.mlp.forward(&norm_modulate(&x, &m[3], &m[4], self.epsilon));
         gate(&x, &m[5], &y)
     }
 }
@@ -107,7 +77,8 @@ pub struct Dit {
 }
 
 impl Dit {
-    /// A network of shape `a`, initialised as PixArt-alpha's (facts.md, Network of an expert) from libtorch's generator.
+    /// A network of shape `a`, drawn from libtorch's generator as PixArt-alpha's: timestep, modulation and text layers N(0, 0.02),
+    /// tables N(0, 1 / D), cross-attention's output and the final layer zero, all other layers Xavier uniform.
     ///
     /// `a` must have passed [`Architecture::check`].
     pub fn new(vs: &Path<'_>, a: &Architecture) -> Self {
@@ -142,6 +113,11 @@ impl Dit {
             position: position_embedding(width, i64::from(a.size / a.patch)).to_device(vs.device()),
             architecture: a.clone(),
         }
+    }
+
+    /// Sets the shared modulation's projection to zero.
+    pub fn zero_modulation(&mut self) {
+        fill_normal(&mut self.t_block, 0.0);
     }
 
     /// The shape.
@@ -186,7 +162,7 @@ impl Dit {
     pub fn head(&self, tokens: &Tensor, shared: &Shared) -> Tensor {
         let a = &self.architecture;
         let m = (shared.time.unsqueeze(1) + &self.final_table).unsqueeze(2).unbind(1); // two of (B, 1, D)
-        let h = modulate(&norm(tokens, f64::from(a.norm_epsilon)), &m[0], &m[1]);
+        let h = norm_modulate(tokens, &m[0], &m[1], f64::from(a.norm_epsilon));
         unpatchify(&self.final_linear.forward(&h), i64::from(a.patch), i64::from(a.channels))
     }
 

@@ -1,5 +1,6 @@
 //! Layers of DiT (Peebles and Xie, 2023). Parameter names are those of its published checkpoints.
 
+use crate::fused;
 use std::borrow::Borrow;
 use tch::{
     Device, Kind, Tensor,
@@ -31,9 +32,14 @@ pub fn norm(x: &Tensor, epsilon: f64) -> Tensor {
     x.layer_norm([width], None::<Tensor>, None::<Tensor>, epsilon, true)
 }
 
-/// `x (1 + scale) + shift`, `(B, N, D)` with `(B, 1, D)`.
-pub fn modulate(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Tensor {
-    shift.addcmul(x, &(scale + 1.0))
+/// `norm(x) (1 + scale) + shift`, `(B, N, D)` with `(B, 1, D)`.
+pub fn norm_modulate(x: &Tensor, shift: &Tensor, scale: &Tensor, epsilon: f64) -> Tensor {
+    fused::norm_modulate(x, shift, scale, epsilon).unwrap_or_else(|| shift.addcmul(&norm(x, epsilon), &(scale + 1.0)))
+}
+
+/// The tanh GELU.
+fn gelu(x: &Tensor) -> Tensor {
+    fused::gelu(x).unwrap_or_else(|| x.gelu("tanh"))
 }
 
 /// `x + gate y`, `(B, N, D)` with `(B, 1, D)`.
@@ -138,29 +144,54 @@ impl Attention {
 
     /// `(B, N, D) -> (B, N, D)`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let (b, n, d) = (x.size()[0], x.size()[1], x.size()[2]);
-        let qkv = self.qkv.forward(x).reshape([b, n, 3, self.heads, d / self.heads]).permute([2, 0, 3, 1, 4]);
-        let y = attend(&qkv.select(0, 0), &qkv.select(0, 1), &qkv.select(0, 2));
-        self.proj.forward(&y)
+        let rows = self.qkv.forward(x); // (B, N, 3 D)
+        let attended = fused::attention(&rows, None, self.heads).unwrap_or_else(|| {
+            let parts = rows.chunk(3, 2);
+            attend(&parts[0], &parts[1], &parts[2], self.heads)
+        });
+        self.proj.forward(&attended)
     }
 }
 
-/// Whether attention of `n` tokens to `l` is computed as plain products: on the CPU the fused kernel loses to them up to
-/// some hundred tokens (measured at 64 and 256).
-pub fn plain_attention(n: i64, l: i64, device: Device) -> bool {
-    n * l <= 128 * 128 && device == Device::Cpu
+/// Attention of image tokens to text tokens.
+#[derive(Debug)]
+pub struct CrossAttention {
+    q_linear: Linear,
+    kv_linear: Linear,
+    proj: Linear,
+    heads: i64,
 }
 
-/// Softmax attention of `(B, h, N, D/h)` queries to `(B, h, L, D/h)` keys and values, `(B, N, D)` out.
-pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
-    let (b, h, n, d) = (q.size()[0], q.size()[1], q.size()[2], q.size()[3]);
-    let y = if plain_attention(n, k.size()[2], q.device()) {
-        let scores = q.matmul(&k.transpose(-2, -1)) * (d as f64).powf(-0.5); // (B, h, N, L)
-        scores.softmax(-1, None::<Kind>).matmul(v)
-    } else {
-        Tensor::scaled_dot_product_attention(q, k, v, None::<Tensor>, 0.0, false, None, false)
-    };
-    y.transpose(1, 2).reshape([b, n, h * d])
+impl CrossAttention {
+    /// Output zero. Parameters `q_linear`, `kv_linear`, `proj` under `vs`.
+    pub fn new(vs: &Path<'_>, width: i64, heads: i64) -> Self {
+        let mut proj = linear(vs / "proj", width, width);
+        fill_normal(&mut proj, 0.0);
+        Self {
+            q_linear: linear(vs / "q_linear", width, width),
+            kv_linear: linear(vs / "kv_linear", width, 2 * width),
+            proj,
+            heads,
+        }
+    }
+
+    /// `(B, N, D)` and text `(B, L, D)` to `(B, N, D)`.
+    pub fn forward(&self, x: &Tensor, text: &Tensor) -> Tensor {
+        let (q, kv) = (self.q_linear.forward(x), self.kv_linear.forward(text));
+        let attended = fused::attention(&q, Some(&kv), self.heads).unwrap_or_else(|| {
+            let parts = kv.chunk(2, 2);
+            attend(&q, &parts[0], &parts[1], self.heads)
+        });
+        self.proj.forward(&attended)
+    }
+}
+
+/// libtorch's softmax attention of `(B, N, D)` queries to `(B, L, D)` keys and values, `(B, N, D)`.
+fn attend(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64) -> Tensor {
+    let split = |x: &Tensor| x.unflatten(2, [heads, -1]).transpose(1, 2); // (B, h, N, D/h)
+    Tensor::scaled_dot_product_attention(&split(q), &split(k), &split(v), None::<Tensor>, 0.0, false, None, false)
+        .transpose(1, 2)
+        .flatten(2, 3)
 }
 
 /// Two linear layers with the tanh GELU between, hidden width 4 D.
@@ -178,6 +209,6 @@ impl Mlp {
 
     /// `(B, N, D) -> (B, N, D)`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        self.fc2.forward(&self.fc1.forward(x).gelu("tanh"))
+        self.fc2.forward(&gelu(&self.fc1.forward(x)))
     }
 }

@@ -5,6 +5,5 @@ mod layers;
 
 pub use dit::{Dit, Shared};
 pub use layers::{
-    Attention, Mlp, PatchEmbed, TimestepEmbed, fill_normal, gate, linear, modulate, norm, plain_attention,
-    position_embedding, unpatchify,
+    Attention, Mlp, PatchEmbed, TimestepEmbed, fill_normal, gate, linear, norm_modulate, position_embedding, unpatchify,
 };

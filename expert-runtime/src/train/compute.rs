@@ -28,10 +28,18 @@ impl Compute {
 
     /// The fastest way that fits `available` bytes of `device`: the largest halving of the batch, with everything kept
     /// if that leaves a few images at a time and `recompute` does not ask otherwise. One image, recomputed, where nothing fits.
-    pub fn choose(a: &Architecture, recipe: &Recipe, device: Device, available: u64, recompute: bool) -> Self {
+    /// `images` is the number of images trained on.
+    pub fn choose(
+        a: &Architecture,
+        recipe: &Recipe,
+        images: u64,
+        device: Device,
+        available: u64,
+        recompute: bool,
+    ) -> Self {
         let budget = (available as f64 * USABLE) as u64;
         let largest = |recompute| {
-            let footprint = Footprint::of(a, recipe, recompute, device);
+            let footprint = Footprint::of(a, recipe, images, recompute, device);
             successors(Some(recipe.batch), |n| Some(n / 2))
                 .take_while(|&n| n > 0)
                 .find(|&n| footprint.bytes(n) <= budget)
@@ -52,7 +60,7 @@ mod tests {
         let xl = Architecture::named("XL/2").unwrap();
         let recipe = Recipe::default();
         let choose = |gigabytes: u64, recompute| {
-            let c = Compute::choose(&xl, &recipe, Device::Cuda(0), gigabytes * 1_000_000_000, recompute);
+            let c = Compute::choose(&xl, &recipe, 1_000, Device::Cuda(0), gigabytes * 1_000_000_000, recompute);
             (c.micro_batch, c.recompute)
         };
         assert_eq!(choose(1_000, false), (128, false));

@@ -1,6 +1,6 @@
 //! What training will take, before it begins.
 
-use crate::network::plain_attention;
+use crate::fused::keeps_probabilities;
 use hdd_protocol::{Architecture, Precision, Recipe};
 use tch::Device;
 
@@ -11,11 +11,9 @@ const PARAMETER: u64 = 5 * 4;
 const WIDE: u64 = 7;
 /// Those in the precision of the products: three modulated inputs, qkv, cross queries, two attention outputs, MLP (4 + 4).
 const NARROW: u64 = 17;
-/// Copies beside them that plain attention makes of queries, keys, values and outputs.
-const PLAIN: u64 = 6;
 /// Numbers that the backward pass of one block holds at its peak beside those: gradients of the MLP, in the main.
 const GRADIENT: u64 = 10;
-/// Batches that the loader and the step hold.
+/// Batches that the loader and the step hold, in the host's memory.
 const BATCHES: u64 = 3;
 /// Driver's context, code and workspaces of the products.
 const CUDA_RUNTIME: u64 = 800 << 20;
@@ -32,8 +30,9 @@ pub struct Footprint {
 }
 
 impl Footprint {
-    /// Counts what the passes keep, layer by layer.
-    pub fn of(a: &Architecture, recipe: &Recipe, recompute: bool, device: Device) -> Self {
+    /// Memory of `device` for training on `images` images: what the passes keep, layer by layer. The data count where they
+    /// lie, with the host.
+    pub fn of(a: &Architecture, recipe: &Recipe, images: u64, recompute: bool, device: Device) -> Self {
         let half = matches!(recipe.precision, Precision::Bf16 | Precision::Fp16);
         let narrow = if half { 2 } else { 4 };
         let [width, depth, heads] = [a.width, a.depth, a.heads].map(u64::from);
@@ -41,22 +40,27 @@ impl Footprint {
         let pixels = u64::from(a.channels * a.size * a.size);
         let kept = if recompute { 1 } else { depth }; // blocks whose numbers exist at once
 
-        let self_plain = plain_attention(tokens as i64, tokens as i64, device);
-        let cross_plain = plain_attention(tokens as i64, words as i64, device);
-        let scores = heads * tokens * (tokens * u64::from(self_plain) + words * u64::from(cross_plain)) * narrow;
-        let copies = PLAIN * u64::from(self_plain);
-        let block = tokens * width * (WIDE * 4 + (NARROW + copies) * narrow)
-            + words * width * (2 + 2 * u64::from(cross_plain)) * narrow
-            + scores;
-        let gradient = tokens * width * GRADIENT * narrow + 2 * scores;
+        // Attention in float32 on the CPU keeps its probabilities.
+        let kept_for =
+            |words: u64| if !half && keeps_probabilities(tokens as i64, words as i64, device) { words } else { 0 };
+        let probabilities = heads * tokens * (kept_for(tokens) + kept_for(words)) * 4;
+        let block = tokens * width * (WIDE * 4 + NARROW * narrow) + words * width * 2 * narrow + probabilities;
+        let gradient = tokens * width * GRADIENT * narrow;
         let inputs = if recompute { depth * tokens * width * 4 } else { 0 };
 
-        let data = u64::from(recipe.batch) * (2 * pixels + words * u64::from(a.text_width)) * 4;
+        let text = words * u64::from(a.text_width);
         let casts = if half { a.parameters() * narrow * kept / depth } else { 0 };
-        let runtime = if device == Device::Cpu { CPU_RUNTIME } else { CUDA_RUNTIME };
+        let prepared = (2 * pixels + text) * 4; // an image with its noise
+        // A card is given a part of the batch at a time; on the host parts share the whole one's memory.
+        let (runtime, data, brought) = match device {
+            Device::Cpu => {
+                (CPU_RUNTIME, 4 * images * (pixels + text) + BATCHES * u64::from(recipe.batch) * prepared, 0)
+            }
+            _ => (CUDA_RUNTIME, 0, prepared),
+        };
         Self {
-            fixed: a.parameters() * PARAMETER + casts + BATCHES * data + runtime,
-            per_image: kept * block + inputs + gradient + 8 * pixels * 4,
+            fixed: a.parameters() * PARAMETER + casts + data + runtime,
+            per_image: kept * block + inputs + gradient + 8 * pixels * 4 + brought,
         }
     }
 
@@ -76,7 +80,8 @@ mod tests {
     fn the_papers_networks_fit_the_cards_that_they_should() {
         let gigabytes = |name: &str, precision, micro_batch, recompute| {
             let recipe = Recipe { precision, ..Recipe::default() };
-            let footprint = Footprint::of(&Architecture::named(name).unwrap(), &recipe, recompute, Device::Cuda(0));
+            let footprint =
+                Footprint::of(&Architecture::named(name).unwrap(), &recipe, 1_000, recompute, Device::Cuda(0));
             footprint.bytes(micro_batch) as f64 / 1e9
         };
         for precision in [Precision::Bf16, Precision::Fp16] {
@@ -87,6 +92,13 @@ mod tests {
             let b_parts = gigabytes("B/2", precision, 16, false);
             assert!((2.4..7.5).contains(&b_parts), "B/2, 16 at a time: {b_parts} GB");
         }
+        // Data count in the host's memory: a latent and its text, 77 x 768, in float32.
+        let (a, recipe) = (Architecture::named("B/2").unwrap(), Recipe::default());
+        let [host, card] = [Device::Cpu, Device::Cuda(0)].map(|device| {
+            let of = |images| Footprint::of(&a, &recipe, images, false, device).bytes(1);
+            of(1_000) - of(0)
+        });
+        assert_eq!((host, card), (1_000 * 4 * (4 * 32 * 32 + 77 * 768), 0));
         // Without these means it would not.
         assert!(gigabytes("XL/2", Precision::Bf16, 128, false) > 24.0);
         assert!(gigabytes("XL/2", Precision::Float32, 128, true) > gigabytes("XL/2", Precision::Bf16, 128, true));

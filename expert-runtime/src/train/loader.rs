@@ -1,21 +1,22 @@
 //! Batches prepared ahead of the device, on a thread of their own.
 
 use super::{Examples, Order, draw_times};
-use crate::{Error, Result, column, fused};
+use crate::{Error, Result, column, normal, panic_message};
 use hdd_protocol::Recipe;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use std::{
     ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::mpsc::{Receiver, sync_channel},
     thread::{self, JoinHandle},
 };
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Batches that wait beside the one in the loader's hands.
 const AHEAD: usize = 1;
 
-/// Images of one step with everything random about it, on the training device.
+/// Images of one step with everything random about it.
 #[derive(Debug)]
 pub struct Batch {
     /// Clean latents, `(B, C, H, W)`.
@@ -32,15 +33,38 @@ pub struct Batch {
 
 impl Batch {
     /// Some of the images, sharing memory.
-    pub fn part(&self, rows: Range<usize>) -> Self {
-        let narrow = |t: &Tensor| t.narrow(0, rows.start as i64, rows.len() as i64);
-        Self {
-            x0: narrow(&self.x0),
-            eps: narrow(&self.eps),
-            text: narrow(&self.text),
-            dropped: narrow(&self.dropped),
-            times: self.times[rows].to_vec(),
-        }
+    ///
+    /// # Errors
+    /// [`Error::Torch`] for rows that are not there.
+    pub fn part(&self, rows: Range<usize>) -> Result<Self> {
+        let part = self.each(|t| Ok(t.f_narrow(0, rows.start as i64, rows.len() as i64)?))?;
+        Ok(Self { times: self.times[rows].to_vec(), ..part })
+    }
+
+    /// The same on `device`. From page-locked memory a card's copy runs beside what the host does next.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] if the device has no memory for it.
+    pub fn to(&self, device: Device) -> Result<Self> {
+        self.each(|t| Ok(t.f_to_device_(device, Kind::Float, true, false)?))
+    }
+
+    /// In page-locked memory if `device` is a card, which reads it faster; where the system has none left, as it is.
+    fn pinned_for(&self, device: Device) -> Result<Self> {
+        self.each(|t| match device {
+            Device::Cuda(_) => Ok(t.f_pin_memory(device).unwrap_or_else(|_| t.shallow_clone())),
+            _ => Ok(t.shallow_clone()),
+        })
+    }
+
+    fn each(&self, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self {
+            x0: f(&self.x0)?,
+            eps: f(&self.eps)?,
+            text: f(&self.text)?,
+            dropped: f(&self.dropped)?,
+            times: self.times.clone(),
+        })
     }
 }
 
@@ -51,7 +75,8 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Begins with the batch of `step`, from 0, and goes on to the recipe's last.
+    /// Begins with the batch of `step`, from 0, and goes on to the recipe's last. Batches lie in the host's memory, page-locked
+    /// where they go to a card.
     ///
     /// # Errors
     /// [`Error::Io`] if the system gives no thread.
@@ -61,7 +86,11 @@ impl Loader {
         let work = move || {
             let mut order = Order::new(seed, examples.len());
             for step in step..recipe.steps {
-                let batch = prepare(&examples, &mut order, &recipe, seed, step, device);
+                let work = || prepare(&examples, &mut order, &recipe, seed, step)?.pinned_for(device);
+                let batch = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+                    let what = format!("batch of step {}", step + 1);
+                    Err(Error::Data { what, why: panic_message(&*panic) })
+                });
                 let failed = batch.is_err();
                 if sender.send(batch).is_err() || failed {
                     return;
@@ -93,14 +122,7 @@ impl Drop for Loader {
     }
 }
 
-fn prepare(
-    examples: &Examples,
-    order: &mut Order,
-    recipe: &Recipe,
-    seed: u64,
-    step: u64,
-    device: Device,
-) -> Result<Batch> {
+fn prepare(examples: &Examples, order: &mut Order, recipe: &Recipe, seed: u64, step: u64) -> Result<Batch> {
     let batch = recipe.batch as usize;
     let mut rng = ChaCha12Rng::seed_from_u64(seed);
     rng.set_stream(u64::MAX - step); // epochs' orders use the streams from 0 up
@@ -109,29 +131,13 @@ fn prepare(
     let times = draw_times(recipe.times, batch, &mut rng);
     let dropped = (0..batch).map(|_| f64::from(u8::from(rng.random_bool(recipe.text_dropout))));
     let dropped = column(dropped.collect::<Vec<_>>(), &text);
-    let eps = fused::normal(&x0.size(), noise)?;
-    Ok(Batch {
-        x0: bring(&x0, device)?,
-        eps: bring(&eps, device)?,
-        text: bring(&text, device)?,
-        dropped: bring(&dropped, device)?,
-        times,
-    })
-}
-
-/// Copies to the device. From page-locked memory a card's copy does not hold up this thread.
-fn bring(tensor: &Tensor, device: Device) -> Result<Tensor> {
-    if device.is_cuda() && tensor.device() == Device::Cpu {
-        let pinned = tensor.f_pin_memory(device)?;
-        return Ok(pinned.f_to_device_(device, pinned.kind(), true, false)?);
-    }
-    Ok(tensor.f_to_device(device)?)
+    let eps = normal(&x0.size(), noise)?;
+    Ok(Batch { x0, eps, text, times, dropped })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
 
     fn examples() -> Examples {
         let latents = Tensor::arange(10 * 12, (Kind::Float, Device::Cpu)).reshape([10, 3, 2, 2]);
@@ -171,10 +177,18 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_is_the_error_of_the_run() {
+        let recipe = Recipe { steps: 2, batch: 4, text_dropout: 2.0, ..Recipe::default() }; // no probability
+        let loader = Loader::start(&examples(), &recipe, 5, 0, Device::Cpu).unwrap();
+        let error = loader.next_batch().unwrap_err().to_string();
+        assert!(error.contains("batch of step 1: p=2"), "{error}");
+    }
+
+    #[test]
     fn parts_make_the_whole() {
         let recipe = Recipe { steps: 1, batch: 5, ..Recipe::default() };
         let batch = run(0, &recipe).remove(0);
-        let parts = [batch.part(0..3), batch.part(3..5)];
+        let parts = [batch.part(0..3).unwrap(), batch.part(3..5).unwrap()];
         assert_eq!(Tensor::cat(&[&parts[0].eps, &parts[1].eps], 0), batch.eps);
         assert_eq!([&parts[0].times[..], &parts[1].times[..]].concat(), batch.times);
     }

@@ -1,6 +1,7 @@
 //! Memory of the device: how much there is, and what to do when it ends.
 
-use crate::{Error, Result, fused};
+use super::Compute;
+use crate::{Error, Result, fused, panic_message};
 use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
@@ -25,28 +26,29 @@ fn is_out_of_memory(message: &str) -> bool {
     words.iter().any(|word| message.contains(word))
 }
 
-/// Does `work` with `micro_batch` images at a time; whenever memory ends, halves the number, says so and begins again.
+/// Does `work` with as many images at a time as `compute` says; whenever memory ends, halves the number, says so and
+/// begins again.
 ///
 /// libtorch's operators report by panic as well as by error; both count.
 ///
 /// # Errors
 /// [`Error::Memory`] if one image is too many; what `work` returns.
-pub fn with_fitting_batch<T>(micro_batch: &mut u32, mut work: impl FnMut(u32) -> Result<T>) -> Result<T> {
+pub fn with_fitting_batch<T>(compute: &mut Compute, mut work: impl FnMut(u32) -> Result<T>) -> Result<T> {
     loop {
-        let message = match catch_unwind(AssertUnwindSafe(|| work(*micro_batch))) {
+        let images = compute.micro_batch;
+        let why = match catch_unwind(AssertUnwindSafe(|| work(images))) {
             Ok(Err(Error::Torch(message))) if is_out_of_memory(&message) => message,
             Ok(result) => return result,
-            Err(panic) => match panic.downcast_ref::<String>() {
-                Some(message) if is_out_of_memory(message) => message.clone(),
+            Err(panic) => match panic_message(&*panic) {
+                message if is_out_of_memory(&message) => message,
                 _ => resume_unwind(panic),
             },
         };
-        if *micro_batch <= 1 {
-            return Err(Error::Memory { why: message.lines().next().unwrap_or_default().to_owned() });
+        if images <= 1 {
+            return Err(Error::Memory { why, recompute: compute.recompute });
         }
-        let smaller = *micro_batch / 2;
-        tracing::warn!("out of memory with {micro_batch} images at a time; going on with {smaller}");
-        *micro_batch = smaller;
+        compute.micro_batch = images / 2;
+        tracing::warn!("out of memory with {images} images at a time; going on with {}", compute.micro_batch);
     }
 }
 
@@ -57,8 +59,8 @@ mod tests {
     #[test]
     fn a_batch_that_does_not_fit_is_halved_until_it_does() {
         for panics in [false, true] {
-            let (mut micro_batch, mut tried) = (100, Vec::new());
-            let fits = with_fitting_batch(&mut micro_batch, |n| {
+            let (mut compute, mut tried) = (Compute { micro_batch: 100, recompute: false }, Vec::new());
+            let fits = with_fitting_batch(&mut compute, |n| {
                 tried.push(n);
                 let message = "CUDA out of memory. Tried to allocate 2.00 GiB".to_owned();
                 match n {
@@ -67,18 +69,21 @@ mod tests {
                     _ => Err(Error::Torch(message)),
                 }
             });
-            assert_eq!((fits.unwrap(), micro_batch), (12, 12));
+            assert_eq!((fits.unwrap(), compute.micro_batch), (12, 12));
             assert_eq!(tried, [100, 50, 25, 12]);
         }
     }
 
     #[test]
     fn other_errors_pass_and_one_image_too_many_is_said() {
-        let mut micro_batch = 8;
-        let other = with_fitting_batch::<()>(&mut micro_batch, |_| Err(Error::Torch("shapes differ".into())));
-        assert!(matches!(other, Err(Error::Torch(_))) && micro_batch == 8);
-        let full = with_fitting_batch::<()>(&mut micro_batch, |_| Err(Error::Torch("HIP out of memory".into())));
-        assert!(full.unwrap_err().to_string().contains("--recompute") && micro_batch == 1);
+        for recompute in [false, true] {
+            let mut compute = Compute { micro_batch: 8, recompute };
+            let other = with_fitting_batch::<()>(&mut compute, |_| Err(Error::Torch("shapes differ".into())));
+            assert!(matches!(other, Err(Error::Torch(_))) && compute.micro_batch == 8);
+            let full = with_fitting_batch::<()>(&mut compute, |_| Err(Error::Torch("HIP out of memory".into())));
+            let advises_recomputing = full.unwrap_err().to_string().contains("--recompute");
+            assert_eq!((advises_recomputing, compute.micro_batch), (!recompute, 1));
+        }
         // What the CPU's allocator says.
         let error = tch::Tensor::f_empty([1 << 50], (tch::Kind::Float, Device::Cpu)).unwrap_err();
         assert!(is_out_of_memory(&error.to_string()), "{error}");

@@ -9,6 +9,7 @@ mod estimate;
 mod examples;
 mod loader;
 mod loss;
+mod losses;
 mod memory;
 mod optimiser;
 mod precision;
@@ -20,7 +21,7 @@ mod times;
 pub use compute::Compute;
 pub use estimate::Footprint;
 pub use examples::Examples;
-pub use memory::available_memory;
+pub use memory::{available_memory, with_fitting_batch};
 pub use step::{Progress, Stop, Trainer};
 pub use times::draw_times;
 

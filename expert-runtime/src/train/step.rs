@@ -1,6 +1,7 @@
 use super::{
     Batch, Compute, Examples, Loader,
     loss::loss,
+    losses::Losses,
     memory::with_fitting_batch,
     optimiser::Optimiser,
     precision::{set_products, with_precision},
@@ -9,14 +10,13 @@ use super::{
 };
 use crate::{
     AdamState, Checkpoint, CheckpointConfig, Error, Expert, Result,
+    checkpoint::FORMAT,
     weights::{self, Named},
 };
 use hdd_protocol::{Digest, ExpertSpec, Recipe};
-use std::{collections::VecDeque, path::Path, time::Instant};
+use std::{path::Path, time::Instant};
 use tch::{Device, Tensor};
 
-/// Losses that the reported mean covers.
-const WINDOW: usize = 100;
 /// Images that a speed is measured with where more at a time are not faster: on the CPU.
 const TIMED_ON_CPU: u32 = 8;
 
@@ -25,8 +25,8 @@ const TIMED_ON_CPU: u32 = 8;
 pub struct Progress {
     /// Steps done.
     pub step: u64,
-    /// Mean loss over the last hundred steps.
-    pub loss: f32,
+    /// Mean loss over the last hundred steps that were not left out; none before the first.
+    pub loss: Option<f32>,
     /// Gradient norm before clipping; not finite for a step that was left out.
     pub gradient_norm: f32,
     /// Step size.
@@ -53,7 +53,7 @@ pub struct Trainer {
     optimiser: Optimiser,
     scaler: Scaler,
     config: CheckpointConfig,
-    losses: VecDeque<f32>,
+    losses: Losses,
 }
 
 impl Trainer {
@@ -63,9 +63,10 @@ impl Trainer {
     /// A specification or recipe out of range.
     pub fn new(charter: Digest, spec: &ExpertSpec, recipe: &Recipe, seed: u64, device: Device) -> Result<Self> {
         recipe.check()?;
-        let (expert, average) = (Expert::new(spec, seed, device)?, Expert::new(spec, seed, device)?);
+        let expert = Expert::new(spec, seed, device)?;
+        let average = expert.copy()?;
         let config = CheckpointConfig {
-            format: 1,
+            format: FORMAT,
             charter,
             spec: spec.clone(),
             recipe: recipe.clone(),
@@ -74,12 +75,15 @@ impl Trainer {
             images: 0,
             step: 0,
             loss: 0.0,
+            good: true,
             parent: None,
+            zero_modulation: false,
         };
         let params: Vec<Tensor> = expert.parameters().into_values().collect();
         let averages = average.parameters().into_values().map(|t| t.detach()).collect();
         let optimiser = Optimiser { state: AdamState::new(&params), params, averages };
-        Ok(Self { expert, average, optimiser, scaler: Scaler::new(recipe.precision), config, losses: VecDeque::new() })
+        let scaler = Scaler::new(recipe.precision);
+        Ok(Self { expert, average, optimiser, scaler, config, losses: Losses::default() })
     }
 
     /// Begins from the weights of a safetensors file instead of a draw; `parent` is the file that they come from.
@@ -91,6 +95,13 @@ impl Trainer {
         weights::read_into(model, &self.average.parameters())?;
         self.config.parent = Some(parent);
         Ok(())
+    }
+
+    /// Begins with the blocks' shared modulation at zero (see [`Expert::zero_modulation`]); for a run without steps.
+    pub fn zero_modulation(&mut self) {
+        self.expert.zero_modulation();
+        self.average.zero_modulation();
+        self.config.zero_modulation = true;
     }
 
     /// A run that goes on from a checkpoint, exactly as if it had not stopped.
@@ -107,10 +118,10 @@ impl Trainer {
                 path: checkpoint.folder.clone(),
                 why: format!("{e}; remove this folder to go on from the checkpoint before it"),
             })?;
-        let losses = Vec::<f32>::try_from(&training[LOSSES])?;
-        trainer.losses = losses.into_iter().filter(|&loss| loss >= 0.0).collect();
+        trainer.losses.restore(&training[LOSSES]);
         trainer.scaler.restore(&training[SCALER]);
         trainer.config = config.clone();
+        trainer.set_compute(config.compute);
         Ok(trainer)
     }
 
@@ -139,7 +150,8 @@ impl Trainer {
     /// save or preview. Where the device's memory ends, the rest of the run computes fewer images at a time.
     ///
     /// # Errors
-    /// [`Error::Diverged`] when the loss is not finite, with checkpoints untouched; what `on_step` returns.
+    /// [`Error::Diverged`] when the loss is not finite, or after warmup stays far above what it was, with checkpoints untouched;
+    /// what the loader met; what `on_step` returns.
     pub fn run(
         &mut self,
         examples: &Examples,
@@ -170,7 +182,7 @@ impl Trainer {
         if self.expert.device() == Device::Cpu {
             images = images.min(TIMED_ON_CPU);
         }
-        let batch = self.loader(examples)?.next_batch()?.part(0..images as usize);
+        let batch = self.loader(examples)?.next_batch()?.part(0..images as usize)?;
         let mut seconds = f64::INFINITY; // the first pass is slower: libtorch prepares what it needs once
         for _ in 0..3 {
             let start = Instant::now();
@@ -204,26 +216,26 @@ impl Trainer {
         let finite = value.is_finite() && norm.is_finite();
         if !self.scaler.update(finite) {
             self.optimiser.zero_grad();
-            let why = format!(
-                "the loss is {value}, the gradient norm {norm}; train under another --name with a lower --learning-rate; the last checkpoint is kept"
-            );
-            return Err(Error::Diverged { step, why });
+            return Err(Error::Diverged { step, why: format!("the loss is {value}, the gradient norm {norm}") });
         }
         let learning_rate = recipe.learning_rate * ((step + 1) as f64 / recipe.warmup.max(1) as f64).min(1.0);
         if finite {
             let taken = step + 1 - self.scaler.skipped();
             self.optimiser.step(&recipe, taken, learning_rate, scale, norm)?;
-            self.losses.push_back(value);
-            if self.losses.len() > WINDOW {
-                self.losses.pop_front();
-            }
-            self.config.loss = self.losses.iter().sum::<f32>() / self.losses.len() as f32;
+            self.losses.push(value);
+            self.config.loss = self.losses.mean();
+            self.config.good = !self.losses.have_risen();
         }
         self.optimiser.zero_grad();
         self.config.step += 1;
+        if let Some((now, lowest)) = self.losses.diverged().filter(|_| self.config.step > recipe.warmup) {
+            let why =
+                format!("the loss is {now:.3}, {:.1} times the {lowest:.3} that it was at its lowest", now / lowest);
+            return Err(Error::Diverged { step: self.config.step, why });
+        }
         Ok(Progress {
             step: self.config.step,
-            loss: self.config.loss,
+            loss: (self.config.step > self.scaler.skipped()).then_some(self.config.loss),
             gradient_norm: norm as f32,
             learning_rate,
             loss_scale: self.scaler.scale(),
@@ -233,12 +245,12 @@ impl Trainer {
 
     /// Leaves the gradients of the batch's scaled loss with the parameters, and returns the loss.
     fn gradients(&mut self, batch: &Batch) -> Result<f64> {
-        let mut micro_batch = self.config.compute.micro_batch;
-        let loss = with_fitting_batch(&mut micro_batch, |images| {
+        let mut compute = self.config.compute;
+        let loss = with_fitting_batch(&mut compute, |images| {
             self.optimiser.zero_grad();
             self.accumulate(batch, images as usize)
         });
-        self.config.compute.micro_batch = micro_batch;
+        self.config.compute = compute;
         loss
     }
 
@@ -250,7 +262,8 @@ impl Trainer {
         for first in (0..images).step_by(at_a_time) {
             let rows = first..(first + at_a_time).min(images);
             let share = rows.len() as f64 / images as f64;
-            let (loss, tape) = with_precision(precision, device, || Ok(self.forward(&batch.part(rows))))?;
+            let part = batch.part(rows)?.to(device)?;
+            let (loss, tape) = with_precision(precision, device, || Ok(self.forward(&part)))?;
             (&loss * (share * self.scaler.scale())).f_backward()?;
             if let Some(tape) = tape {
                 tape.backward(network, |block| with_precision(precision, device, || Ok(block())))?;
@@ -284,9 +297,7 @@ impl Trainer {
             state.insert(format!("first.{name}"), self.optimiser.state.first[i].shallow_clone());
             state.insert(format!("second.{name}"), self.optimiser.state.second[i].shallow_clone());
         }
-        let mut losses = [-1.0f32; WINDOW]; // -1 marks an empty place
-        losses.iter_mut().zip(&self.losses).for_each(|(slot, loss)| *slot = *loss);
-        state.insert(LOSSES.into(), Tensor::from_slice(&losses));
+        state.insert(LOSSES.into(), self.losses.state());
         state.insert(SCALER.into(), self.scaler.state());
         state
     }

@@ -2,19 +2,14 @@
 //! implementation.
 
 use super::contribute::on_thread;
-use crate::{
-    Error, Result,
-    settings::Settings,
-    table,
-    torch::{DeviceArgs, save_tensors},
-};
+use crate::{Error, Result, files, settings::Settings, table, torch::DeviceArgs};
 use clap::{Subcommand, ValueEnum};
 use hdd_expert_runtime::{
     data,
     encoders::{ClipText, Dinov2, Family, Tokenizer, Vae, family},
     weights::{self, Named},
 };
-use std::path::PathBuf;
+use std::{collections::HashMap, path::PathBuf};
 use tch::{Device, Kind, Tensor};
 
 /// Which encoder, on what.
@@ -69,7 +64,7 @@ struct ModelArgs {
     /// Safetensors file with inputs that are prepared already
     #[arg(long, value_name = "IN")]
     inputs: Option<PathBuf>,
-    /// Safetensors file to write
+    /// Safetensors file to write, in place of one that is there
     #[arg(long, value_name = "OUT")]
     output: PathBuf,
     /// Numbers that the encoder computes in
@@ -110,8 +105,10 @@ pub async fn run(args: Args, settings: Settings) -> Result<()> {
 }
 
 impl ModelArgs {
-    /// Where and in what to compute; must come before the first operation.
+    /// Where and in what to compute, and whether the paths can be; must come before the first operation.
     fn place(&self) -> Result<(Device, Kind)> {
+        files::check_target(&self.output)?;
+        files::check_model(&self.model, "the folder of a model as Hugging Face publishes it")?;
         self.device.apply();
         let kind = match self.precision {
             KindName::Float32 => Kind::Float,
@@ -133,7 +130,7 @@ impl ModelArgs {
         let single = |tensor: Tensor| if tensor.kind() == Kind::Int64 { tensor } else { tensor.to_kind(Kind::Float) };
         let outputs =
             outputs.into_iter().filter_map(|(name, tensor)| Some((name.to_owned(), single(tensor?)))).collect();
-        save_tensors(&self.output, &outputs)?;
+        weights::write(&self.output, &outputs, HashMap::new())?;
         Ok(outputs)
     }
 }

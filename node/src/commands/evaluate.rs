@@ -5,7 +5,12 @@
 //! the nearest twentieth; chance is 5%.
 
 use super::sample;
-use crate::{Error, Result, files, settings::Settings, table, torch::ImageArgs};
+use crate::{
+    Error, Result, charters, files,
+    settings::{CharterChoice, Settings},
+    table,
+    torch::ImageArgs,
+};
 use hdd_expert_runtime::data::Images;
 use hdd_protocol::Picture;
 use serde::Serialize;
@@ -19,7 +24,8 @@ const NEAREST: f64 = 0.05;
 /// What to ask for and what to compare with.
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "Example:\n  hdd-node evaluate --prompt 'fluent3d red apple' --count 4 --out apples.png --report apples.json"
+    after_help = "A picture counts if the image that its prompt names is among the nearest 5% of all images, in 8x8 means of the \
+                  pixels; chance is 5%.\n\nExample:\n  hdd-node evaluate --prompt 'fluent3d red apple' --count 4 --out apples.png --report apples.json"
 )]
 pub struct Args {
     #[command(flatten)]
@@ -65,6 +71,13 @@ struct Report {
 /// # Errors
 /// As [`sample::run`]; [`Error::Usage`] for a prompt that names no image.
 pub async fn run(args: Args, settings: Settings) -> Result<()> {
+    args.report.as_deref().map_or(Ok(()), files::check_target)?;
+    if settings.charter == CharterChoice::BuiltIn {
+        // What cannot be judged is said before it is asked for.
+        let charter = charters::built_in()?;
+        let (images, _) = args.images.read(&charter)?;
+        args.sample.requests()?.iter().try_for_each(|request| named(&images, &request.prompt).map(drop))?;
+    }
     let made = sample::make(&args.sample, &settings).await?;
     let (images, _) = args.images.read(&made.charter)?;
     let means: Vec<Vec<f32>> = (0..images.len()).map(|i| cell_means(&images.picture(i))).collect();

@@ -38,6 +38,7 @@ pub(super) fn parse_id(text: &str) -> Result<String, String> {
 /// # Errors
 /// [`Error::Unknown`], [`Error::Ambiguous`]; the network's: no provider, provider failed, wrong bytes, no space.
 pub async fn run(args: Args, settings: Settings) -> Result<()> {
+    args.out.as_deref().map_or(Ok(()), files::check_target)?;
     let node = Node::visit(&settings).await?;
     let result = fetch(&node, &args).await;
     node.stop().await;

@@ -4,7 +4,7 @@ use super::{
     contribute::on_thread,
     names::{ObjectiveName, ScheduleName, TimestepMapName},
 };
-use crate::{Error, Result, settings::Settings, table};
+use crate::{Error, Result, files, settings::Settings, table};
 use clap::ValueEnum;
 use hdd_expert_runtime::{
     import::{self, Choice, Imported, Residual},
@@ -38,37 +38,43 @@ pub struct Args {
     /// DiT, else the source's]
     #[arg(long, value_enum)]
     objective: Option<ObjectiveName>,
-    /// Noising path [default: the source's; linear for velocity, cosine for the others]
+    /// Noising path [default: the source's, for DiT's own final layer linear-beta; for another objective linear for velocity, cosine
+    /// for the others]
     #[arg(long, value_enum)]
     schedule: Option<ScheduleName>,
     /// How the network reads the time [default: the source's; paper]
     #[arg(long, value_enum)]
     timestep_map: Option<TimestepMapName>,
-    /// Cluster of the charter [default: the source's; Paris's expert; 0]
+    /// Cluster of the charter that `contribute --init` is to train on [default: its choice; of a folder of Paris the expert's
+    /// number]
     #[arg(long, value_name = "K")]
     cluster: Option<u16>,
-    /// Attention heads, for a width that is not among the published ones
+    /// Attention heads of DiT or Paris, 1 to 64, which weights do not show [default: those of the published size of this width]
     #[arg(long)]
     heads: Option<u32>,
-    /// Channels of a text token, for DiT
-    #[arg(long, default_value_t = PUBLISHED.text_width)]
-    text_width: u32,
-    /// Text tokens, for DiT and Paris
-    #[arg(long, default_value_t = PUBLISHED.text_length)]
-    text_length: u32,
+    /// Channels of a text token, for DiT [default: 768]
+    #[arg(long)]
+    text_width: Option<u32>,
+    /// Text tokens, for DiT and Paris [default: 77]
+    #[arg(long)]
+    text_length: Option<u32>,
     /// With --from dit: keep the final layer's noise rows, for an expert of the objective epsilon
     #[arg(long)]
     keep_final: bool,
-    /// With a folder of Paris: which of its experts
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    expert: u16,
-    /// With a folder of Paris: its router instead of an expert
-    #[arg(long, conflicts_with = "expert")]
+    /// With a folder of Paris: which of its experts [default: 0]
+    #[arg(long, value_name = "K")]
+    expert: Option<u16>,
+    /// With Paris: its router instead of an expert
+    #[arg(long, conflicts_with_all = ROUTER_HAS_NONE)]
     router: bool,
     /// Seed of what is drawn
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
+
+/// What is said of an expert and of no router.
+const ROUTER_HAS_NONE: [&str; 8] =
+    ["expert", "objective", "schedule", "timestep_map", "cluster", "heads", "text_length", "seed"];
 
 /// Text of the published networks.
 const PUBLISHED: Architecture = Architecture::new(1152, 28, 16, 2);
@@ -88,18 +94,18 @@ enum Source {
 /// # Errors
 /// [`Error::Usage`] for flags that do not go together; what is wrong with the source or the folder.
 pub async fn run(args: Args, settings: Settings) -> Result<()> {
-    if args.keep_final && args.from != Source::Dit {
-        return Err(Error::Usage(
-            "--keep-final goes with --from dit; other sources keep their final layer anyway".into(),
-        ));
-    }
-    if args.router && args.from != Source::Paris {
-        return Err(Error::Usage("--router goes with --from paris".into()));
+    args.check()?;
+    if args.out.exists() {
+        let out = args.out.display();
+        return Err(Error::Usage(format!("{out} exists already; choose another --out or remove it")));
     }
     let json = settings.json;
     if args.router {
         let file = on_thread(move || router(&args)).await?;
-        return table::print(&format!("{}\n", file.display()));
+        return match json {
+            true => table::print_json(&serde_json::json!({ "router": file })),
+            false => table::print(&format!("{}\n{ROUTER_NOTE}\n", file.display())),
+        };
     }
     let out = args.out.clone();
     let imported = on_thread(move || {
@@ -111,22 +117,46 @@ pub async fn run(args: Args, settings: Settings) -> Result<()> {
     if json { table::print_json(&imported.record) } else { table::print(&summary(&imported, &out)) }
 }
 
+impl Args {
+    fn is_folder_of_paris(&self) -> bool {
+        self.from == Source::Paris && self.source.is_dir()
+    }
+
+    /// # Errors
+    /// [`Error::Usage`] for a flag that says nothing about the source.
+    fn check(&self) -> Result<()> {
+        let (dit, paris) = (self.from == Source::Dit, self.from == Source::Paris);
+        let flags = [
+            ("--keep-final", self.keep_final, dit, "--from dit; other sources keep their final layer anyway"),
+            ("--text-width", self.text_width.is_some(), dit, "--from dit; other weights show it"),
+            ("--text-length", self.text_length.is_some(), dit || paris, "--from dit or paris"),
+            ("--heads", self.heads.is_some(), dit || paris, "--from dit or paris"),
+            ("--router", self.router, paris, "--from paris"),
+            ("--expert", self.expert.is_some(), self.is_folder_of_paris(), "--from paris and a folder"),
+        ];
+        match flags.into_iter().find(|(_, is_given, applies, _)| *is_given && !applies) {
+            Some((flag, .., place)) => Err(Error::Usage(format!("{flag} goes with {place}"))),
+            None => Ok(()),
+        }
+    }
+}
+
 fn read(args: &Args, settings: &Settings) -> Result<Imported> {
-    let paris = args.from == Source::Paris && args.source.is_dir();
+    let (paris, number) = (args.is_folder_of_paris(), args.expert.unwrap_or(0));
     let choice = Choice {
         objective: args.objective.map(Into::into),
         schedule: args.schedule.map(Into::into),
         timestep_map: args.timestep_map.map(Into::into),
-        cluster: args.cluster.or(paris.then_some(args.expert)),
+        cluster: args.cluster.or(paris.then_some(number)),
         heads: args.heads,
-        text: [args.text_width, args.text_length],
+        text: [args.text_width.unwrap_or(PUBLISHED.text_width), args.text_length.unwrap_or(PUBLISHED.text_length)],
         keep_final: args.keep_final,
         seed: args.seed,
     };
     Ok(match args.from {
         Source::Dit => import::from_dit(&args.source, &choice)?,
         Source::Paris => {
-            let expert = || args.source.join(format!("expert_{}/diffusion_pytorch_model.safetensors", args.expert));
+            let expert = || args.source.join(format!("expert_{number}/diffusion_pytorch_model.safetensors"));
             import::from_paris(&if paris { expert() } else { args.source.clone() }, &choice)?
         }
         Source::Hdd => {
@@ -139,11 +169,13 @@ fn read(args: &Args, settings: &Settings) -> Result<Imported> {
 /// Weights and specification of an expert: those of a folder, of a file with its `config.json` beside it, or of a manifest.
 fn expert(source: &Path, settings: &Settings) -> Result<(PathBuf, ExpertSpec)> {
     if source.is_dir() {
+        files::check_model(source, files::EXPERT_FOLDER)?;
         let beginning = import::open(source)?;
         return Ok((beginning.model, beginning.spec));
     }
     if source.exists() {
-        return Ok((source.to_owned(), import::open(crate::files::folder(source))?.spec));
+        files::check_model(files::folder(source), files::EXPERT_FOLDER)?;
+        return Ok((source.to_owned(), import::open(files::folder(source))?.spec));
     }
     let id = source.to_str().and_then(|text| super::fetch::parse_id(text).ok());
     let Some(id) = id else {
@@ -165,6 +197,10 @@ fn manifest(id: &str, registry: &Registry) -> Result<(PathBuf, ExpertSpec)> {
     let path = path.ok_or_else(|| Error::Usage(format!("its weights are not here yet: hdd-node fetch {id}")))?;
     Ok((path, manifest.spec.clone()))
 }
+
+/// What a router of Paris loses here.
+const ROUTER_NOTE: &str = "it was trained on times of 0 to 1000 and may have another LayerNorm epsilon; routers here read 0 to 999 with 1e-6, so that its \
+     probabilities differ a little: `hdd-node assemble --router` measures it on your images";
 
 /// Paris's router under this project's names.
 fn router(args: &Args) -> Result<PathBuf> {

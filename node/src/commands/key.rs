@@ -16,6 +16,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Print the public key and the peer id; makes the key if there is none
+    #[command(after_help = "Example:\n  hdd-node key show --json")]
     Show,
     /// Copy the secret key to a file; keep it where nobody else reads it
     #[command(after_help = "Example:\n  hdd-node key export ~/backup/hdd.key")]
@@ -26,7 +27,7 @@ enum Action {
     /// Take the secret key from a file that `key export` wrote
     #[command(after_help = "Example:\n  hdd-node key import ~/backup/hdd.key")]
     Import {
-        /// The file
+        /// A file of 64 hexadecimal digits that only you can read
         file: PathBuf,
         /// Replace the key that this data folder has
         #[arg(long)]

@@ -1,19 +1,14 @@
 //! `hdd-node predict`: one network on given tensors, so that anyone can hold it against another implementation.
 
 use super::{contribute::on_thread, names::ObjectiveName, sample::ConversionName};
-use crate::{
-    Error, Result,
-    settings::Settings,
-    table,
-    torch::{DeviceArgs, save_tensors},
-};
+use crate::{Error, Result, files, settings::Settings, table, torch::DeviceArgs};
 use hdd_expert_runtime::{
     Condition, VAE_CLAMP, VelocityField as _,
     import::{self, Loaded},
     weights::{self, Named},
 };
 use hdd_protocol::{Architecture, Conversion};
-use std::path::PathBuf;
+use std::{collections::HashMap, path::PathBuf};
 use tch::{Kind, Tensor};
 
 /// Which network, on what.
@@ -30,7 +25,7 @@ pub struct Args {
     /// Safetensors file with the inputs
     #[arg(long, value_name = "IN")]
     inputs: PathBuf,
-    /// Safetensors file to write
+    /// Safetensors file to write, in place of one that is there
     #[arg(long, value_name = "OUT")]
     output: PathBuf,
     /// What the network predicts, where its folder does not say [default: velocity]
@@ -45,8 +40,8 @@ pub struct Args {
     /// With --conversion paper: leave out the damping of its Eq. 31
     #[arg(long)]
     undamped: bool,
-    /// Predicted clean samples are clamped to plus or minus this
-    #[arg(long, default_value_t = VAE_CLAMP)]
+    /// Predicted clean samples are clamped to plus or minus this, above 0
+    #[arg(long, allow_negative_numbers = true, default_value_t = VAE_CLAMP)]
     clamp: f64,
     /// Where to compute
     #[command(flatten)]
@@ -62,6 +57,8 @@ pub async fn run(args: Args, settings: Settings) -> Result<()> {
         return Err(Error::Usage(format!("--clamp is {}, must be above 0", args.clamp)));
     }
     let conversion = args.conversion.with(args.undamped)?;
+    files::check_target(&args.output)?;
+    files::check_model(&args.checkpoint, files::EXPERT_FOLDER)?;
     let output = args.output.clone();
     let shape = on_thread(move || predict(&args, conversion)).await?;
     if settings.json {
@@ -87,7 +84,7 @@ fn predict(args: &Args, conversion: Conversion) -> Result<Vec<i64>> {
     let condition = Condition { text: Some(text), guidance: None };
     let velocity = expert.field(conversion, args.clamp).velocity(&x, &t, &condition)?;
     let outputs = Named::from([("prediction".into(), prediction), ("velocity".into(), velocity)]);
-    save_tensors(&args.output, &outputs)?;
+    weights::write(&args.output, &outputs, HashMap::new())?;
     Ok(x.size())
 }
 

@@ -16,7 +16,7 @@ use hdd_protocol::{Announcement, Digest, Revocation, RevocationTarget, Signed};
                   Example:\n  hdd-node revoke apples --reason 'trained on pictures that I may not use'"
 )]
 pub struct Args {
-    /// Name of an expert of yours, or the digest of one manifest, of an expert or a router
+    /// Name of an expert of yours, or the whole digest (64 digits) of one manifest of yours, of an expert or a router
     name: String,
     /// Why, for others to read; at most 200 bytes
     #[arg(long)]

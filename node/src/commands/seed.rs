@@ -12,7 +12,7 @@ const RETRY: Duration = Duration::from_secs(60);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  hdd-node seed --fetch-all --bootstrap /ip4/192.0.2.7/tcp/4801")]
 pub struct Args {
-    /// Take in every file of this folder first
+    /// Folder whose files are taken in first
     dir: Option<PathBuf>,
     /// Fetch the weights of every expert and router of the network: a mirror
     #[arg(long)]

@@ -23,13 +23,13 @@ pub struct Args {
     /// Never take experts and routers of this author; repeat it for several
     #[arg(long, value_name = "KEY", value_delimiter = ',')]
     block: Vec<PublicKey>,
-    /// Most experts a cluster, each of which takes memory; 0 is no limit
+    /// Most experts of a cluster to serve, each of which takes memory; 0 is no limit
     #[arg(long, value_name = "N", default_value_t = 4)]
     per_cluster: usize,
-    /// Largest held-out loss of an expert, as a multiple of that of its cluster's mean image
-    #[arg(long, value_name = "RATIO", default_value_t = 1.0)]
+    /// Largest held-out loss of an expert, above 0, as a multiple of that of its cluster's mean image
+    #[arg(long, value_name = "RATIO", allow_negative_numbers = true, default_value_t = 1.0)]
     pub max_loss: f64,
-    /// Requests that may wait
+    /// Requests that may wait, 1 to 65535; further ones are refused as busy
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     pub queue: u16,
     /// The router: `train` one here, take `any` that the network has, or the one with this digest (of its manifest or file,
@@ -39,16 +39,23 @@ pub struct Args {
     /// Train on from this router's weights, named as for --router, instead of from random ones
     #[arg(long, value_name = "any|DIGEST|FILE", conflicts_with = "no_images")]
     pub router_from: Option<RouterChoice>,
-    /// What a router of others must show on held-out images at low noise: 0 is as good as always guessing the largest
-    /// cluster, 1 is never wrong
-    #[arg(long, value_name = "SHARE", default_value_t = 0.25)]
+    /// What a router of others must show on held-out images at low noise, 0 to 1: 0 is as good as always guessing the
+    /// largest cluster, 1 is never wrong
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, default_value_t = 0.25)]
     pub router_margin: f64,
     /// Steps of the router's training, if it has to be trained [default: the charter's]
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     router_steps: Option<u64>,
-    /// Seed of the router's training
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
+    /// First step size of the router's training, 1e-8 to 1 [default: the charter's]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    router_learning_rate: Option<f64>,
+    /// Images of the router's training computed at a time; gradients accumulate to the whole batch [default: as many as the
+    /// memory takes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub router_micro_batch: Option<u32>,
+    /// Seed of the router's training [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
     /// Images to train the router on and to test experts with
     #[command(flatten)]
     images: ImageArgs,
@@ -107,10 +114,20 @@ impl Args {
             RouterChoice::Train if self.no_images => {
                 wrong("a router is trained on images; leave out --no-images, or take one with --router any".into())
             }
-            RouterChoice::Any | RouterChoice::Digest(_) | RouterChoice::File(_) if self.router_from.is_some() => {
-                wrong("--router-from goes with --router train".into())
+            RouterChoice::Train => Ok(()),
+            RouterChoice::Any | RouterChoice::Digest(_) | RouterChoice::File(_) => {
+                let training = [
+                    ("--router-from", self.router_from.is_some()),
+                    ("--router-steps", self.router_steps.is_some()),
+                    ("--router-learning-rate", self.router_learning_rate.is_some()),
+                    ("--router-micro-batch", self.router_micro_batch.is_some()),
+                    ("--seed", self.seed.is_some()),
+                ];
+                match training.into_iter().find(|(_, is_given)| *is_given) {
+                    Some((flag, _)) => wrong(format!("{flag} goes with --router train")),
+                    None => Ok(()),
+                }
             }
-            _ => Ok(()),
         }
     }
 
@@ -122,7 +139,17 @@ impl Args {
 
     /// How a router is trained.
     pub fn recipe(&self, charter: &Charter) -> RouterRecipe {
-        RouterRecipe { steps: self.router_steps.unwrap_or(charter.router.steps), ..charter.router.clone() }
+        let base = charter.router.clone();
+        RouterRecipe {
+            steps: self.router_steps.unwrap_or(base.steps),
+            learning_rate: self.router_learning_rate.unwrap_or(base.learning_rate),
+            ..base
+        }
+    }
+
+    /// Seed of its training.
+    pub fn seed(&self) -> u64 {
+        self.seed.unwrap_or_default()
     }
 
     /// Whose work is taken, and how much of it.
@@ -173,6 +200,8 @@ mod tests {
             ("--router nowhere.safetensors", "a file"),
             ("--router train --no-images", "--router any"),
             ("--router any --router-from any", "--router train"),
+            ("--router any --router-steps 9", "--router-steps goes with --router train"),
+            ("--no-images --seed 0", "--seed goes with --router train"),
             ("--router-from train", "weights to begin with"),
             ("--router-from any --no-images", "--no-images"),
             ("--no-images --images .", "--images"),

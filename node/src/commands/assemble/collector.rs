@@ -51,13 +51,16 @@ impl<'a> Collector<'a> {
         Self { node, charter, policy, engine, desk, serving, failed, refused, declined }
     }
 
-    /// Follows the network until the event channel closes.
+    /// Follows the network until the event channel closes. What it serves it knows of when it is run again.
     ///
     /// # Errors
     /// The registry's; the engine's end.
-    pub async fn run(mut self) -> Result<()> {
+    pub async fn run(&mut self) -> Result<()> {
         eprintln!("collecting experts of charter {}", self.charter.name);
         let mut events = self.node.client.events();
+        if !self.serving.is_empty() {
+            self.offer()?;
+        }
         loop {
             self.round().await?;
             let pause = if self.failed.is_empty() { ROUND } else { RETRY };

@@ -9,7 +9,7 @@ use hdd_router_service::{Engine, SampleSink};
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::mpsc::{Sender, error::TrySendError};
 
-/// The aggregator's service: closed until its router is ready.
+/// The aggregator's service: closed while it has no router.
 pub struct Desk {
     key: SecretKey,
     open: RwLock<Option<Open>>,
@@ -32,6 +32,11 @@ impl Desk {
     pub fn open(&self, engine: Arc<Engine>, charter: Verified<Charter>, router: Digest) {
         *self.open.write().unwrap_or_else(PoisonError::into_inner) =
             Some(Open { engine, charter, router, offer: None });
+    }
+
+    /// Takes no more requests until it is opened again.
+    pub fn close(&self) {
+        *self.open.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Offers `experts` from now on; none is no offer.
@@ -66,7 +71,7 @@ impl Service for Desk {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let outcome = match &*open {
             Some(open) => open.engine.sample(request, sink(events.clone())).map_err(|e| (e.code(), e.to_string())),
-            None => Err((ErrorCode::NotReady, "the router is still in training; ask again in a few minutes".into())),
+            None => Err((ErrorCode::NotReady, "the router is not ready; ask again in a few minutes".into())),
         };
         if let Err((code, message)) = outcome {
             // The channel is fresh: there is room, or the client has left.

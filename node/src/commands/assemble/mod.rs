@@ -5,6 +5,7 @@ mod collector;
 mod desk;
 mod publish;
 mod router;
+mod tenure;
 mod weights;
 
 pub use args::Args;
@@ -14,7 +15,7 @@ use collector::{Collector, not_announced};
 use desk::Desk;
 use hdd_protocol::{Charter, Verified};
 use hdd_router_service::{Engine, EngineConfig};
-use router::Search;
+use router::{Appointed, Search};
 use std::sync::Arc;
 
 /// Serves until it is stopped.
@@ -45,17 +46,23 @@ async fn assemble(node: &Node, args: &Args, settings: &Settings, desk: &Arc<Desk
     let charter = settings.shutdown.interrupts(join).await?;
     let engine = Arc::new(start_engine(args.clone(), charter.clone()).await?);
     // Training polls for the stop, so that it can save before it ends.
-    let appointed = Search { node, charter: &charter, args, engine: &engine, settings }.run().await?;
-    desk.open(engine.clone(), charter.clone(), appointed.weights);
-    node.client.provide_blob(appointed.weights).await.unwrap_or_else(not_announced);
-    let collector = Collector::new(node, charter.clone(), args.policy(), engine, desk.clone());
-    let serve = async {
-        tokio::select! {
-            result = collector.run() => result,
-            result = publish::keep_published(node, &charter, appointed.own) => result,
+    let search = Search { node, charter: &charter, args, engine: &engine, settings };
+    let mut collector = Collector::new(node, charter.clone(), args.policy(), engine.clone(), desk.clone());
+    loop {
+        let Appointed { weights, manifest } = search.run().await?;
+        desk.open(engine.clone(), charter.clone(), weights);
+        node.client.provide_blob(weights).await.unwrap_or_else(not_announced);
+        let serve = async {
+            tokio::select! {
+                ended = collector.run() => ended.map(|()| true),
+                given_up = tenure::tend(node, &charter, manifest) => given_up.map(|()| false),
+            }
+        };
+        if settings.shutdown.interrupts(serve).await? {
+            return Ok(());
         }
-    };
-    settings.shutdown.until(serve).await
+        desk.close();
+    }
 }
 
 async fn start_engine(args: Args, charter: Verified<Charter>) -> Result<Engine> {

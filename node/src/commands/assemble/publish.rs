@@ -1,8 +1,8 @@
-//! A router that was trained here, as a record that the network knows for as long as the node runs.
+//! A router that was trained here, as a record that the network knows.
 
 use crate::{
     Error, Result,
-    clock::{ANNOUNCE, is_half_spent, unix_now},
+    clock::{is_half_spent, unix_now},
     node::Node,
 };
 use hdd_protocol::{Announcement, Blob, Charter, RouterManifest, RouterTraining, Signed, Verified};
@@ -17,7 +17,7 @@ pub async fn publish(
     charter: &Verified<Charter>,
     trained: TrainedRouter,
 ) -> Result<Verified<RouterManifest>> {
-    let TrainedRouter { weights, training } = trained;
+    let TrainedRouter { weights, training, .. } = trained;
     let registry = node.registry.clone();
     let weights = tokio::task::spawn_blocking(move || registry.import_file(&weights)).await??;
     let manifest = sign(node, charter, weights, training)?;
@@ -41,22 +41,6 @@ pub async fn renew(
     };
     announce(node, &manifest).await?;
     Ok(manifest)
-}
-
-/// Renews from time to time, for ever; waits for ever without a manifest.
-///
-/// # Errors
-/// As [`publish`].
-pub async fn keep_published(
-    node: &Node,
-    charter: &Verified<Charter>,
-    manifest: Option<Verified<RouterManifest>>,
-) -> Result<()> {
-    let Some(mut manifest) = manifest else { return std::future::pending().await };
-    loop {
-        tokio::time::sleep(ANNOUNCE).await;
-        manifest = renew(node, charter, manifest).await?;
-    }
 }
 
 fn sign(

@@ -14,8 +14,6 @@ use hdd_router_service::{
 };
 use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 
-/// Routers of others that are tried, best first by what their authors say: anybody may publish one.
-const TRIED: usize = 16;
 /// Steps between two savings of a router in training.
 const SAVE_EVERY: u64 = 500;
 /// Routers that could not be fetched are asked for again after this.
@@ -25,8 +23,8 @@ const RETRY: Duration = Duration::from_secs(20);
 pub struct Appointed {
     /// Its weights.
     pub weights: Digest,
-    /// Its manifest, if this node trained it, to be kept published.
-    pub own: Option<Verified<RouterManifest>>,
+    /// Its manifest; a file of the user's has none.
+    pub manifest: Option<Verified<RouterManifest>>,
 }
 
 /// Finds a router and puts it in the engine's service.
@@ -55,25 +53,30 @@ impl Search<'_> {
             RouterChoice::Any => shutdown.interrupts(self.any()).await,
             RouterChoice::Digest(id) => shutdown.interrupts(self.named(&id)).await,
             RouterChoice::File(path) => {
-                let file = self.import(path).await?;
-                let measured = self.put_in_service(file.clone()).await?;
-                eprintln!("router: the given file {}: {measured}", file.digest.short());
-                Ok(Appointed { weights: file.digest, own: None })
+                // Tested where it lies: nothing is taken in that is not used.
+                let file = self.given(path.clone()).await?;
+                let refused = |error: Error| Error::Usage(format!("--router {}: {error}", path.display()));
+                let measured = self.put_in_service(file.clone()).await.map_err(refused)?;
+                self.import(path.clone(), file.digest).await?;
+                eprintln!("router: the given file {}: {measured}", path.display());
+                Ok(Appointed { weights: file.digest, manifest: None })
             }
         }
     }
 
     /// This node's own of an earlier run, or a new one.
     async fn train(&self) -> Result<Appointed> {
-        if let Some(own) = self.own()? {
-            let served = self.put_in_service(RouterFile { margin: None, ..self.file_of(&own)? }).await;
-            match served {
+        if let Some(own) = self.own().await? {
+            match self.put_in_service(trusted(self.file_of(&own)?)).await {
                 Ok(_) => {
                     eprintln!("router: the one that was trained here before, {}", own.digest().short());
                     let own = publish::renew(self.node, self.charter, own).await?;
-                    return Ok(Appointed { weights: own.weights.digest, own: Some(own) });
+                    return Ok(Appointed { weights: own.weights.digest, manifest: Some(own) });
                 }
-                Err(error) => eprintln!("the router that was trained here before is not usable: {}", error.chain()),
+                Err(error @ Error::Router(RouterError::Refused(_))) => {
+                    eprintln!("the router that was trained here before is not usable: {}", error.chain());
+                }
+                Err(error) => return Err(error),
             }
         }
         let parent = match &self.args.router_from {
@@ -82,10 +85,11 @@ impl Search<'_> {
         };
         let plan = RouterPlan {
             recipe: self.args.recipe(self.charter),
-            seed: self.args.seed,
+            seed: self.args.seed(),
             parent,
             folder: self.settings.data.join("routers").join(self.charter.digest().to_string()),
             save_every: SAVE_EVERY,
+            micro_batch: self.args.router_micro_batch,
         };
         let (engine, folder) = (self.engine.clone(), plan.folder.clone());
         let (shutdown, bar) =
@@ -115,29 +119,48 @@ impl Search<'_> {
             ),
             None => eprintln!("router trained; no image is held out to measure it with"),
         }
+        // Nobody is told of what does not serve here.
+        self.put_in_service(trusted(self.given(trained.weights.clone()).await?)).await?;
+        let files = [trained.weights.clone(), trained.run.clone()];
         let own = publish::publish(self.node, self.charter, trained).await?;
-        self.put_in_service(RouterFile { margin: None, ..self.file_of(&own)? }).await?;
-        std::fs::remove_dir_all(&folder).map_err(Error::io("remove", folder))?; // the registry has it now
-        Ok(Appointed { weights: own.weights.digest, own: Some(own) })
+        // The registry has the weights now. Runs with other flags that were stopped stay, and the folder with them.
+        files.into_iter().try_for_each(|file| std::fs::remove_file(&file).map_err(Error::io("remove", file)))?;
+        let _ = std::fs::remove_dir(folder);
+        Ok(Appointed { weights: own.weights.digest, manifest: Some(own) })
     }
 
     /// What this node published, if its weights are here and were trained as now asked for.
-    fn own(&self) -> Result<Option<Verified<RouterManifest>>> {
+    async fn own(&self) -> Result<Option<Verified<RouterManifest>>> {
         let recipe = self.args.recipe(self.charter);
+        let known = self.node.registry.routers(Some(self.charter.digest()))?;
+        let given = match &self.args.router_from {
+            Some(RouterChoice::File(path)) => Some(self.given(path.clone()).await?.digest),
+            _ => None,
+        };
+        let begins_as_asked_for = |parent: Option<Digest>| match (&self.args.router_from, parent) {
+            (None, None) | (Some(RouterChoice::Any), Some(_)) => true,
+            (Some(RouterChoice::File(_)), Some(_)) => parent == given,
+            (Some(RouterChoice::Digest(id)), Some(parent)) => {
+                let is_named = |m: &&Verified<RouterManifest>| m.digest().to_string().starts_with(id);
+                parent.to_string().starts_with(id) || known.iter().filter(is_named).any(|m| m.weights.digest == parent)
+            }
+            _ => false,
+        };
         let is_asked_for = |m: &Verified<RouterManifest>| {
             let t = &m.training;
             m.author == self.node.key.public()
                 && t.recipe == recipe
-                && t.seed == self.args.seed
-                && t.parent.is_some() == self.args.router_from.is_some()
+                && t.seed == self.args.seed()
+                && begins_as_asked_for(t.parent)
                 && self.node.registry.has_blob(m.weights.digest).is_some()
         };
-        Ok(self.node.registry.routers(Some(self.charter.digest()))?.into_iter().find(is_asked_for))
+        Ok(known.iter().find(|m| is_asked_for(m)).cloned())
     }
 
     fn file_of(&self, manifest: &RouterManifest) -> Result<RouterFile> {
         let digest = manifest.weights.digest;
-        let prior = Some(manifest.training.prior.clone());
+        let others = manifest.author != self.node.key.public();
+        let prior = others.then(|| manifest.training.prior.clone());
         Ok(RouterFile { weights: self.held(digest)?, digest, prior, margin: Some(self.args.router_margin) })
     }
 
@@ -149,18 +172,24 @@ impl Search<'_> {
     /// The first of the network's that passes; waits for one if there is none.
     async fn any(&self) -> Result<Appointed> {
         self.join().await;
-        let mut refused = HashSet::new();
+        let (mut refused, mut absent) = (HashSet::new(), HashSet::new());
         let mut waiting = false;
         loop {
             let mut events = self.node.client.events();
-            for manifest in self.candidates(&refused)? {
+            // The best is looked for anew each time: a better one may have arrived. Anybody may publish routers that nobody has,
+            // so that what could not be fetched waits until all others were tried.
+            let untried =
+                |m: &Verified<RouterManifest>| ![&refused, &absent].iter().any(|set| set.contains(&m.digest()));
+            if let Some(manifest) = self.candidates()?.into_iter().find(untried) {
                 match self.appoint(&manifest).await {
                     Ok(Some(appointed)) => return Ok(appointed),
-                    Ok(None) => {} // not fetched: tried again
-                    Err(Error::Router(_)) => drop(refused.insert(manifest.digest())),
+                    Ok(None) => drop(absent.insert(manifest.digest())),
+                    Err(Error::Router(RouterError::Refused(_))) => drop(refused.insert(manifest.digest())),
                     Err(error) => return Err(error),
                 }
+                continue;
             }
+            absent.clear();
             if !std::mem::replace(&mut waiting, true) {
                 eprintln!("no router of charter {} passes here yet; waiting for one", self.charter.name);
             }
@@ -188,14 +217,14 @@ impl Search<'_> {
         let outcome = self.put_in_service(self.file_of(manifest)?).await;
         let (state, reason) = match &outcome {
             Ok(measured) => (VerdictState::Admitted, measured.clone()),
-            Err(error) => (VerdictState::Refused, error.to_string()),
+            Err(Error::Router(error @ RouterError::Refused(_))) => (VerdictState::Refused, error.to_string()),
+            Err(_) => return outcome.map(|_| None), // says nothing of the router
         };
         eprintln!("{name}: {reason}");
         let verdict = Verdict { state, reason, held_out_loss: None, baseline_loss: None, checked_at: unix_now() };
         self.node.registry.set_verdict(manifest.digest(), &verdict)?;
         outcome?;
-        let own = (manifest.author == self.node.key.public()).then(|| manifest.clone());
-        Ok(Some(Appointed { weights: manifest.weights.digest, own }))
+        Ok(Some(Appointed { weights: manifest.weights.digest, manifest: Some(manifest.clone()) }))
     }
 
     /// Tests it on the device thread. Returns what was measured, in words.
@@ -214,13 +243,13 @@ impl Search<'_> {
     async fn parent(&self, choice: &RouterChoice) -> Result<RouterParent> {
         let found = match choice {
             RouterChoice::File(path) => {
-                let RouterFile { weights, digest, .. } = self.import(path.clone()).await?;
+                let RouterFile { weights, digest, .. } = self.given(path.clone()).await?;
                 return Ok(RouterParent { weights, digest });
             }
             RouterChoice::Digest(id) => vec![self.find(id).await?],
             RouterChoice::Any | RouterChoice::Train => {
                 self.join().await;
-                self.candidates(&HashSet::new())?
+                self.candidates()?
             }
         };
         for manifest in found {
@@ -232,10 +261,22 @@ impl Search<'_> {
         Err(Error::Usage("there is no router to begin with; leave --router-from out, or try again later".into()))
     }
 
-    async fn import(&self, path: PathBuf) -> Result<RouterFile> {
-        let registry = self.node.registry.clone();
-        let Blob { digest, .. } = tokio::task::spawn_blocking(move || registry.import_file(&path)).await??;
-        Ok(RouterFile { weights: self.held(digest)?, digest, prior: None, margin: Some(self.args.router_margin) })
+    /// A file of the user's, where it lies.
+    async fn given(&self, path: PathBuf) -> Result<RouterFile> {
+        let file = path.clone();
+        let bytes = tokio::task::spawn_blocking(move || std::fs::read(file)).await?;
+        let digest = Digest::of(&bytes.map_err(Error::io("read", &path))?);
+        Ok(RouterFile { weights: path, digest, prior: None, margin: Some(self.args.router_margin) })
+    }
+
+    /// Takes a file that passed in, to be served to others.
+    async fn import(&self, path: PathBuf, tested: Digest) -> Result<()> {
+        let (registry, file) = (self.node.registry.clone(), path.clone());
+        let Blob { digest, .. } = tokio::task::spawn_blocking(move || registry.import_file(&file)).await??;
+        if digest == tested {
+            return Ok(());
+        }
+        Err(Error::Usage(format!("--router {} changed while it was tested; run again", path.display())))
     }
 
     /// Takes in what peers have. Having none is no failure: others may come.
@@ -267,19 +308,21 @@ impl Search<'_> {
     }
 
     /// Current routers that the policy allows, best first by what their authors say.
-    fn candidates(&self, refused: &HashSet<Digest>) -> Result<Vec<Verified<RouterManifest>>> {
+    fn candidates(&self) -> Result<Vec<Verified<RouterManifest>>> {
         let (now, policy): (_, Policy) = (unix_now(), self.args.policy());
         let mut found = self.node.registry.routers(Some(self.charter.digest()))?;
         found.retain(|m| {
-            m.check_against(self.charter, now).is_ok()
-                && policy.decide_on_author(m.author) == Decision::Wanted
-                && !refused.contains(&m.digest())
+            m.check_against(self.charter, now).is_ok() && policy.decide_on_author(m.author) == Decision::Wanted
         });
         let claim = |m: &RouterManifest| m.low_noise_accuracy().unwrap_or(0.0);
         found.sort_by(|a, b| claim(b).total_cmp(&claim(a)).then(a.digest().cmp(&b.digest())));
-        found.truncate(TRIED);
         Ok(found)
     }
+}
+
+/// A file of this node's own making, which is put to no test but that it behaves.
+fn trusted(file: RouterFile) -> RouterFile {
+    RouterFile { prior: None, margin: None, ..file }
 }
 
 fn describe(manifest: &Verified<RouterManifest>) -> String {

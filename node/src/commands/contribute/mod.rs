@@ -20,7 +20,11 @@ use training::{Job, Outcome};
 /// [`Error::Usage`] for flags that the charter or an earlier run under the name excludes; what training, the registry or
 /// the network met.
 pub async fn run(args: Args, settings: Settings) -> Result<()> {
-    let node = Node::host(&settings, "contribute", settings.registry()?, None, false).await?;
+    let registry = settings.registry()?;
+    if let Some(charter) = settings.local_charter(&registry)? {
+        args.check(&charter)?; // before the network is joined
+    }
+    let node = Node::host(&settings, "contribute", registry, None, false).await?;
     let result = contribute(&node, args, &settings).await;
     node.stop().await;
     result
@@ -29,6 +33,7 @@ pub async fn run(args: Args, settings: Settings) -> Result<()> {
 async fn contribute(node: &Node, args: Args, settings: &Settings) -> Result<()> {
     node.greet().await?;
     let charter = settings.shutdown.interrupts(node.charter()).await?;
+    args.check(&charter)?;
     eprintln!("charter {} ({}): {}", charter.name, charter.digest().short(), charter.data_terms);
     // What the network knows decides the cluster and the next sequence number.
     let join = async {

@@ -8,50 +8,51 @@ use hdd_protocol::{LossWeighting, Precision, Recipe, TimeSampling};
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Training [defaults: the charter's recipe]")]
 pub struct RecipeArgs {
-    /// Optimiser steps
+    /// Optimiser steps in all, 1 to 100000000
     #[arg(long)]
     pub steps: Option<u64>,
-    /// Images a step
+    /// Images a step, 1 to 65536
     #[arg(long)]
     batch: Option<u32>,
-    /// AdamW's step size
-    #[arg(long)]
+    /// AdamW's step size after warmup, 1e-8 to 1
+    #[arg(long, allow_negative_numbers = true)]
     learning_rate: Option<f64>,
-    /// Steps of linear warmup
+    /// Steps of linear warmup; 0 is none
     #[arg(long)]
     warmup: Option<u64>,
-    /// AdamW's first decay, of the mean gradient
-    #[arg(long)]
+    /// AdamW's first decay, of the mean gradient; 0 to 0.999999
+    #[arg(long, allow_negative_numbers = true)]
     beta1: Option<f64>,
-    /// AdamW's second decay, of the squared gradient
-    #[arg(long)]
+    /// AdamW's second decay, of the mean squared gradient; 0 to 0.999999
+    #[arg(long, allow_negative_numbers = true)]
     beta2: Option<f64>,
-    /// AdamW's epsilon
-    #[arg(long)]
+    /// AdamW's epsilon, 1e-12 to 0.1
+    #[arg(long, allow_negative_numbers = true)]
     epsilon: Option<f64>,
-    /// AdamW's weight decay
-    #[arg(long)]
+    /// AdamW's decoupled weight decay, 0 to 1
+    #[arg(long, allow_negative_numbers = true)]
     weight_decay: Option<f64>,
-    /// Largest gradient norm
-    #[arg(long)]
+    /// Largest norm of all gradients together, 1e-6 to 1e6; larger ones are scaled down to it
+    #[arg(long, allow_negative_numbers = true)]
     clip: Option<f64>,
-    /// Decay of the averaged weights, a step
-    #[arg(long)]
+    /// Decay of the averaged weights, a step; 0 to 0.999999
+    #[arg(long, allow_negative_numbers = true)]
     ema_decay: Option<f64>,
-    /// Probability of training without the text
-    #[arg(long)]
+    /// Probability that an image is trained on without its text, 0 to 1
+    #[arg(long, allow_negative_numbers = true)]
     text_dropout: Option<f64>,
     /// Distribution of training times
     #[arg(long, value_enum)]
     times: Option<TimesName>,
-    /// Mean of the normal of logit-normal times; above 0 favours high noise
+    /// Mean of the normal of logit-normal times, -5 to 5 [default: 0]; above 0 favours high noise
     #[arg(long, allow_negative_numbers = true)]
     times_mean: Option<f32>,
-    /// Standard deviation of that normal
-    #[arg(long)]
+    /// Standard deviation of that normal, 0.01 to 5 [default: 1]
+    #[arg(long, allow_negative_numbers = true)]
     times_std: Option<f32>,
-    /// Weigh the loss by min(1 / alpha^2, LIMIT): for epsilon, more weight to high noise; 1 weighs all times alike
-    #[arg(long, value_name = "LIMIT")]
+    /// Weigh the loss by min(1 / alpha^2, LIMIT), with LIMIT 1 to 10000: for epsilon, more weight to high noise; 1 weighs all
+    /// times alike
+    #[arg(long, value_name = "LIMIT", allow_negative_numbers = true)]
     inverse_alpha: Option<f32>,
     /// Arithmetic of the network; weights stay float32
     #[arg(long, value_enum)]
@@ -74,7 +75,7 @@ pub struct ComputeArgs {
 enum TimesName {
     /// Evenly over [0, 1]
     Uniform,
-    /// Sigmoid of a standard normal: fewer at the ends
+    /// Sigmoid of a normal: fewer at the ends
     LogitNormal,
 }
 

@@ -11,7 +11,7 @@ use hdd_expert_runtime::{
     Checkpoint, Condition, Expert, Guidance,
     data::{self, Images},
     import::{self, Beginning},
-    latest_checkpoint, sampler,
+    last_good_checkpoint, latest_checkpoint, panic_message, sampler,
     train::{self, Compute, Examples, Footprint, Stop, Trainer, available_memory},
 };
 use hdd_protocol::{Architecture, Charter, Conversion, ExpertSpec, Manifest, Recipe, Solver, TimestepMap, Verified};
@@ -51,10 +51,8 @@ pub struct Died;
 pub async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let (done, result) = oneshot::channel();
     let body = move || {
-        let outcome = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map_or("", String::as_str);
-            Err(Error::Training(format!("libtorch failed: {}", text.lines().next().unwrap_or_default())))
-        });
+        let outcome = catch_unwind(AssertUnwindSafe(work))
+            .unwrap_or_else(|panic| Err(Error::Training(format!("libtorch failed: {}", panic_message(&*panic)))));
         let _ = done.send(outcome);
     };
     std::thread::Builder::new()
@@ -111,7 +109,10 @@ impl Job {
         let cluster = match (args.cluster, &earlier) {
             (Some(cluster), _) => cluster,
             (None, Some(checkpoint)) => checkpoint.config.spec.cluster,
-            (None, None) => recommend(&clusters, charter.clusters(), known),
+            (None, None) => beginning
+                .as_ref()
+                .and_then(|b| b.cluster)
+                .unwrap_or_else(|| recommend(&clusters, charter.clusters(), known)),
         };
         if cluster >= charter.clusters() {
             let last = charter.clusters() - 1;
@@ -134,12 +135,15 @@ impl Job {
         let spec = ExpertSpec {
             architecture,
             objective: args.objective(),
-            schedule: args.schedule(),
+            schedule: args.schedule(beginning.as_ref().map(|b| &b.spec)),
             cluster,
             timestep_map: beginning.as_ref().map_or(TimestepMap::default(), |b| b.spec.timestep_map),
             preconditioning: beginning.as_ref().map_or(args.precondition, |b| b.spec.preconditioning),
         };
-        let mut trainer = trainer(args, charter, &spec, &recipe, earlier, device, folder)?;
+        let mut trainer = match earlier {
+            Some(checkpoint) => go_on(args, charter, &spec, &recipe, &checkpoint, device, folder)?,
+            None => new_run(args, charter, &spec, &recipe, images.len() as u64, device)?,
+        };
         if let Some(beginning) = &beginning {
             begin(&mut trainer, beginning, &args.name)?;
         }
@@ -171,8 +175,8 @@ impl Job {
     /// [`hdd_expert_runtime::Error::Diverged`]; files that cannot be written. Checkpoints stay.
     pub fn run(mut self, shutdown: &Shutdown) -> Result<Outcome> {
         let checkpoints = self.folder.join("checkpoints");
-        let text = data::encode(&self.charter.text, &self.images.captions, Device::Cpu)?;
-        let examples = Examples::new(&self.images.tensor(Device::Cpu)?, &text)?;
+        let text = || data::encode(&self.charter.text, &self.images.captions, Device::Cpu);
+        let examples = Examples::new(&self.images.tensor(Device::Cpu)?, &text()?)?;
         estimate(&mut self.trainer, &examples, self.device)?;
         let recipe = self.trainer.config().recipe.clone();
         let before = self.trainer.config().step;
@@ -182,7 +186,8 @@ impl Job {
         let mut failure = None;
         let watch = |trainer: &Trainer, p: train::Progress| -> hdd_expert_runtime::Result<bool> {
             let rate = ((p.step - before) * u64::from(recipe.batch)) as f64 / start.elapsed().as_secs_f64().max(1e-9);
-            bar.say(format!("loss {:.4}, {rate:.0} images/s", p.loss));
+            let loss = p.loss.map_or("skipped".into(), |loss| format!("loss {loss:.4}"));
+            bar.say(format!("{loss}, {rate:.0} images/s"));
             bar.set(p.step);
             let written = || -> Result<()> {
                 metrics.write(&p, rate)?;
@@ -200,7 +205,7 @@ impl Job {
             }
             Ok(!shutdown.is_requested())
         };
-        let stop = self.trainer.run(&examples, watch)?;
+        let stop = self.trainer.run(&examples, watch).map_err(|error| with_good_checkpoint(error, &checkpoints))?;
         if let Some(error) = failure {
             return Err(error);
         }
@@ -219,25 +224,49 @@ impl Job {
     }
 }
 
-/// A new run, or one that goes on if the flags fit it.
-fn trainer(
+/// Adds to a divergence which checkpoint is worth beginning from.
+fn with_good_checkpoint(error: hdd_expert_runtime::Error, checkpoints: &Path) -> Error {
+    match (&error, last_good_checkpoint(checkpoints)) {
+        (hdd_expert_runtime::Error::Diverged { .. }, Ok(Some(good))) => {
+            let folder = good.folder.display();
+            Error::Training(format!("{error}; the last good checkpoint is kept, --init {folder} begins from it"))
+        }
+        _ => error.into(),
+    }
+}
+
+/// A run from its beginning.
+fn new_run(
     args: &Args,
     charter: &Verified<Charter>,
     spec: &ExpertSpec,
     recipe: &Recipe,
-    earlier: Option<Checkpoint>,
+    images: u64,
+    device: Device,
+) -> Result<Trainer> {
+    let compute = compute(args, &spec.architecture, recipe, images, device);
+    let mut trainer = Trainer::new(charter.digest(), spec, recipe, args.seed, device)?;
+    trainer.set_compute(compute);
+    if args.zero_modulation {
+        trainer.zero_modulation();
+    }
+    Ok(trainer)
+}
+
+/// A run that goes on, if the flags fit it.
+fn go_on(
+    args: &Args,
+    charter: &Verified<Charter>,
+    spec: &ExpertSpec,
+    recipe: &Recipe,
+    checkpoint: &Checkpoint,
     device: Device,
     folder: &Path,
 ) -> Result<Trainer> {
-    let Some(checkpoint) = earlier else {
-        let compute = compute(args, &spec.architecture, recipe, device);
-        let mut trainer = Trainer::new(charter.digest(), spec, recipe, args.seed, device)?;
-        trainer.set_compute(compute);
-        return Ok(trainer);
-    };
     let config = &checkpoint.config;
-    let same = Recipe { steps: config.recipe.steps, ..recipe.clone() } == config.recipe;
-    if config.charter != charter.digest() || config.spec != *spec || !same || config.seed != args.seed {
+    let same_recipe = Recipe { steps: config.recipe.steps, ..recipe.clone() } == config.recipe;
+    let same_beginning = config.seed == args.seed && config.zero_modulation == args.zero_modulation;
+    if config.charter != charter.digest() || config.spec != *spec || !same_recipe || !same_beginning {
         return Err(Error::Usage(format!(
             "expert '{}' was begun with other flags ({} on {}, cluster {}, seed {}); repeat those, choose another --name, or remove {}",
             args.name,
@@ -248,7 +277,7 @@ fn trainer(
             folder.display()
         )));
     }
-    let mut trainer = Trainer::resume(&checkpoint, device)?;
+    let mut trainer = Trainer::resume(checkpoint, device)?;
     if let Some(steps) = args.steps() {
         trainer.set_steps(steps);
     }
@@ -273,11 +302,11 @@ fn begin(trainer: &mut Trainer, beginning: &Beginning, name: &str) -> Result<()>
 }
 
 /// How a new run computes its batches: as the flags say, else as the device's free memory allows.
-fn compute(args: &Args, architecture: &Architecture, recipe: &Recipe, device: Device) -> Compute {
+fn compute(args: &Args, architecture: &Architecture, recipe: &Recipe, images: u64, device: Device) -> Compute {
     let recompute = args.compute.recompute;
     match (args.compute.micro_batch, available_memory(device)) {
         (Some(micro_batch), _) => Compute { micro_batch, recompute },
-        (None, Some(free)) => Compute::choose(architecture, recipe, device, free, recompute),
+        (None, Some(free)) => Compute::choose(architecture, recipe, images, device, free, recompute),
         (None, None) => Compute { recompute, ..Compute::whole(recipe) },
     }
 }
@@ -288,7 +317,7 @@ fn estimate(trainer: &mut Trainer, examples: &Examples, device: Device) -> Resul
     let Some(speed) = trainer.speed(examples)? else { return Ok(()) };
     let config = trainer.config();
     let (recipe, Compute { micro_batch, recompute }) = (&config.recipe, config.compute);
-    let footprint = Footprint::of(&config.spec.architecture, recipe, recompute, device);
+    let footprint = Footprint::of(&config.spec.architecture, recipe, examples.len() as u64, recompute, device);
     let hours = ((recipe.steps - config.step) * u64::from(recipe.batch)) as f64 / speed / 3600.0;
     let way = if recompute { ", activations recomputed" } else { "" };
     eprintln!(

@@ -54,11 +54,12 @@ pub async fn find(
             ));
             return Ok(found);
         }
-        if start.elapsed() + AGAIN > patience {
+        let left = patience.saturating_sub(start.elapsed());
+        if left.is_zero() {
             return Err(no_aggregator(charter, start.elapsed(), heard));
         }
         waiting.say(heard);
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(AGAIN.min(left)).await;
     }
 }
 
@@ -68,7 +69,7 @@ fn no_aggregator(charter: &Verified<Charter>, waited: Duration, heard: String) -
     } else {
         "wait until it is ready with --wait, or join through another --bootstrap"
     };
-    Error::NoAggregator { charter: charter.digest(), waited: Duration::from_secs(waited.as_secs()), heard, remedy }
+    Error::NoAggregator { charter: charter.digest(), waited, heard, remedy }
 }
 
 const NOBODY: &str = "none has announced itself";

@@ -12,31 +12,31 @@ const PROMPTS_LIMIT: u64 = 1 << 20;
 #[command(after_help = "The aggregator that serves the request reads the prompts.\n\n\
                         Example:\n  hdd-node sample --prompt 'red apple' --prompt 'a smiling cat' --count 4 --out fruit.png")]
 pub struct Args {
-    /// Text of the pictures; repeat it for a row each
+    /// Text of the pictures, at most 1000 bytes where the charter says no other; repeat it for a row each
     #[arg(long, value_name = "TEXT", required_unless_present = "prompts")]
     prompt: Vec<String>,
     /// File with one prompt a line
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// Text to steer away from
+    /// Text to steer away from [default: none]
     #[arg(long, value_name = "TEXT", default_value_t = SampleRequest::default().negative, hide_default_value = true)]
     negative: String,
-    /// Pictures a prompt
+    /// Pictures a prompt, 1 to what the aggregator allows (64 unless it says less)
     #[arg(long, allow_negative_numbers = true, default_value_t = SampleRequest::default().count)]
     count: u32,
     /// Seed of the first picture; the next ones count up
     #[arg(long, allow_negative_numbers = true, default_value_t = SampleRequest::default().seed)]
     seed: u64,
-    /// Steps of the solver
+    /// Steps of the solver, 1 to 1000; more are finer and slower
     #[arg(long, allow_negative_numbers = true, default_value_t = SampleRequest::default().steps)]
     steps: u32,
-    /// Guidance scale; 1 is none
+    /// Guidance scale, 0 to 50: how hard to steer toward the prompt; 1 is none
     #[arg(long, allow_negative_numbers = true, default_value_t = SampleRequest::default().guidance)]
     guidance: f32,
     /// Which experts are asked at each point
     #[arg(long, value_enum, default_value_t = Mode::Topk)]
     mode: Mode,
-    /// Experts of --mode topk [default: 2]
+    /// Experts asked with --mode topk, 1 to 1024 [default: 2]
     #[arg(long)]
     k: Option<u16>,
     /// Switching time of --mode threshold, 0 to 1: linear-path experts above, the others at or below
@@ -54,7 +54,7 @@ pub struct Args {
     /// Ask experts off the linear path only at or below this time, 0 to 1
     #[arg(long, value_name = "TIME", allow_negative_numbers = true)]
     converted_below: Option<f32>,
-    /// Integrator
+    /// How the way from noise to picture is integrated
     #[arg(long, value_enum, default_value_t = SolverName::Euler)]
     solver: SolverName,
     /// Shift of the time grid, 0.1 to 20: 1 spaces the steps evenly, above it more of them are spent at high noise
@@ -63,19 +63,19 @@ pub struct Args {
     /// The picture file: a grid with a row a prompt
     #[arg(long, value_name = "FILE.png", default_value = "samples.png")]
     pub(super) out: PathBuf,
-    /// Write a file each, FILE-ROW-COLUMN.png, instead of a grid
+    /// Write a file for each picture, FILE-ROW-COLUMN.png, instead of a grid
     #[arg(long)]
     pub(super) separate: bool,
-    /// Side of the square that a pixel becomes in the grid [default: so that a picture is at least 96 wide]
+    /// Side of the square that a pixel becomes in the grid, 1 to 64 [default: so that a picture is at least 96 wide]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(super) scale: Option<u32>,
-    /// Also write each picture's provenance to this file
+    /// Also write each picture's provenance to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub(super) samples_json: Option<PathBuf>,
-    /// Ask this aggregator and no other
+    /// Ask the aggregator with this peer id and no other [default: the one that covers most clusters]
     #[arg(long, value_name = "PEER")]
     pub(super) aggregator: Option<PeerId>,
-    /// Look this long for an aggregator, seconds
+    /// Look for an aggregator for so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     wait: u64,
 }
@@ -135,7 +135,7 @@ impl Args {
     ///
     /// # Errors
     /// [`Error::Usage`] for flags that do not go together; [`Error::Io`] for a file of prompts that cannot be read.
-    pub(super) fn requests(&self) -> Result<Vec<SampleRequest>> {
+    pub fn requests(&self) -> Result<Vec<SampleRequest>> {
         let mut prompts = self.prompt.clone();
         if let Some(path) = &self.prompts {
             let size = std::fs::metadata(path).map_err(Error::io("read", path))?.len();

@@ -65,10 +65,7 @@ impl Output {
             return Err(Error::Usage(format!("--out {} must end in .png", args.out.display())));
         }
         for path in std::iter::once(&args.out).chain(&args.samples_json) {
-            if !files::folder(path).is_dir() || path.is_dir() {
-                let path = path.display();
-                return Err(Error::Usage(format!("cannot write {path}: it is a folder, or its folder does not exist")));
-            }
+            files::check_target(path)?;
         }
         let Args { out, separate, scale, samples_json, .. } = args.clone();
         Ok(Self { out, separate, scale, json: samples_json })
