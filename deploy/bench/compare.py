@@ -87,11 +87,14 @@ def check(name, ours, peer):
 def measure(sides, options):
     """Seconds a step of each (command, case), as a list of rounds."""
     opened = [Side(command, case, options.threads) for command, case in sides]
-    # Sampling is cut into runs of several steps, so that what a run does once counts as little as it does in use.
-    least = 1 if "train" in sides[0][1]["work"] else 10
+    for side in opened:
+        side.run(1)
+    one = opened[0].run(1)
+    # Sampling goes in runs of several steps, so that what a run does once counts as little as it does in use.
+    least = 1 if one > 0.5 or "train" in sides[0][1]["work"] else 10
+    steps = max(least, round(options.seconds / one))
     for side in opened:
         side.run(least)
-    steps = max(least, round(options.seconds * least / opened[0].run(least)))
     rounds = []
     for turn in range(options.rounds):
         order = sorted(range(len(opened)), key=lambda i: (i + turn) % len(opened))
@@ -136,7 +139,7 @@ CASES = {
     "train-small": lambda name, o: against_peer(name, train(SMALL, 32), o, 1.1),
     "train-b2": lambda name, o: against_peer(name, train(B2, 4), o, 1.0),
     "sample-small": lambda name, o: against_peer(name, sample(SMALL, 8, 16, {"top-k": 2}), o, 1.3),
-    "sample-b2": lambda name, o: against_peer(name, sample(B2, 2, 4, {"top-k": 2}), o),
+    "sample-b2": lambda name, o: against_peer(name, sample(B2, 2, 1, {"top-k": 2}), o),
     "growth-top2": lambda name, o: growth(name, {"top-k": 2}, [8, 64], o, 1.15),
     "growth-full": lambda name, o: growth(name, "full", [8, 16, 32], o, 2.0),
 }

@@ -4,12 +4,14 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/DeviceAccelerator.h>
+#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <cstdlib>
 #include <cstring>
+#include <dlfcn.h>
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
@@ -81,6 +83,12 @@ char *hdd_free_memory(int8_t index, size_t *bytes) {
     at::globalContext().lazyInitDevice(at::kCUDA);
     *bytes = at::getDeviceAllocator(at::kCUDA)->getMemoryInfo(index).first;
   });
+}
+
+// libtorch's own setting would bind the matrix products of all threads. OpenMP is looked up, since libtorch brings its own.
+void hdd_stay_on_this_thread() {
+  at::get_num_threads(); // which sets this thread's number when first asked
+  if (void *set = dlsym(RTLD_DEFAULT, "omp_set_num_threads")) reinterpret_cast<void (*)(int)>(set)(1);
 }
 
 void hdd_keep_pages() {

@@ -35,6 +35,7 @@ unsafe extern "C" {
     fn hdd_autocast(cuda: bool, enabled: bool, half: bool) -> *mut c_char;
     fn hdd_allow_tf32(allow: bool) -> *mut c_char;
     fn hdd_free_memory(index: i8, bytes: *mut usize) -> *mut c_char;
+    fn hdd_stay_on_this_thread();
     fn hdd_keep_pages();
 }
 
@@ -49,6 +50,13 @@ pub fn torch_version() -> String {
 pub fn keep_pages() {
     // SAFETY: sets allocator parameters, no memory is passed.
     unsafe { hdd_keep_pages() }
+}
+
+/// Keeps libtorch's operators that this thread calls on this thread. A second thread with helpers of its own would give the process
+/// more threads than cores, and OpenMP then puts threads to sleep between any two operators.
+pub fn stay_on_this_thread() {
+    // SAFETY: sets this thread's number of helpers, no memory is passed.
+    unsafe { hdd_stay_on_this_thread() }
 }
 
 fn pointers(tensors: &[Tensor]) -> Vec<*mut C_tensor> {

@@ -1,7 +1,7 @@
 //! Batches prepared ahead of the device, on a thread of their own.
 
 use super::{Examples, Order, draw_times};
-use crate::{Error, Result, column, normal, panic_message};
+use crate::{Error, Result, column, fused::stay_on_this_thread, normal, panic_message};
 use hdd_protocol::Recipe;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
@@ -84,6 +84,7 @@ impl Loader {
         let (sender, batches) = sync_channel(AHEAD);
         let (examples, recipe) = (examples.clone(), recipe.clone());
         let work = move || {
+            stay_on_this_thread();
             let mut order = Order::new(seed, examples.len());
             for step in step..recipe.steps {
                 let work = || prepare(&examples, &mut order, &recipe, seed, step)?.pinned_for(device);

@@ -1,6 +1,6 @@
 use crate::{Adam, AdamState, Result, lerp};
 use hdd_protocol::Recipe;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// Parameters with AdamW's moments and their running average.
 pub struct Optimiser {
@@ -44,8 +44,8 @@ impl Optimiser {
 
     /// Norm of all gradients together.
     pub fn gradient_norm(&self) -> f64 {
-        let squares: Vec<Tensor> = self.gradients().iter().map(|t| t.square().sum(Kind::Float)).collect();
-        Tensor::stack(&squares, 0).sum(Kind::Float).sqrt().double_value(&[])
+        let norms: Vec<Tensor> = self.gradients().iter().map(Tensor::norm).collect();
+        Tensor::stack(&norms, 0).norm().double_value(&[])
     }
 
     fn gradients(&self) -> Vec<Tensor> {
