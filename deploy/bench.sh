@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Training and sampling beside the same networks in PyTorch, in turns: speeds and their ratios, as lines of JSON.
 #
-#   deploy/bench.sh                      all cases, about 20 minutes
-#   deploy/bench.sh train-small          one of them; --help lists them
+#   deploy/bench.sh                      all cases of the CPU, about 20 minutes
+#   deploy/bench.sh train-small          one of them; --help lists them, with those of a CUDA card
 #   deploy/bench.sh --rounds 3           fewer turns: a first look
 #
 # PyTorch is installed once into an environment of its own in the per-user cache. What else runs on the machine slows both

@@ -105,6 +105,25 @@ def measure(sides, options):
     return rounds
 
 
+def card_memory():
+    """Megabytes in use on the first card."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout)
+
+
+def measure_alone(sides, options, steps):
+    """As measure, but one side after the other, for a card that holds only one: also the memory of each, megabytes."""
+    columns, memory = [], []
+    for command, case in sides:
+        before = card_memory()
+        side = Side(command, case, options.threads)
+        side.run(steps)
+        columns.append([side.run(steps) / steps for _ in range(options.rounds)])
+        memory.append(card_memory() - before)
+        side.close()
+    return [list(turn) for turn in zip(*columns)], memory
+
+
 def show(name, labels, rounds, per_step, unit, goal=None):
     for i, label in enumerate(labels):
         seconds = statistics.median(r[i] for r in rounds)
@@ -116,17 +135,40 @@ def show(name, labels, rounds, per_step, unit, goal=None):
         print(json.dumps(line), flush=True)
 
 
+def commands(options):
+    peer = [sys.executable, HERE / "peer.py"]
+    return ["hdd-node", "eager", "compiled"], [[options.ours], peer, peer + ["--compile"]]
+
+
 def against_peer(name, case, options, goal=None):
     """The sides' ratio is the peer's time by ours: above 1, hdd-node is the faster."""
-    ours, eager, compiled = [options.ours], [sys.executable, HERE / "peer.py"], [sys.executable, HERE / "peer.py", "--compile"]
-    pair = [Side(command, case, options.threads) for command in (ours, eager)]
+    labels, sides = commands(options)
+    pair = [Side(command, case, options.threads) for command in sides[:2]]
     check(name, *pair)
     for side in pair:
         side.close()
-    rounds = measure([(command, case) for command in (ours, eager, compiled)], options)
+    rounds = measure([(command, case) for command in sides], options)
     unit = "images/s" if "train" in case["work"] else "image steps/s"
-    show(name, ["hdd-node", "eager", "compiled"], rounds, case["batch"], unit, goal)
-    return rounds
+    show(name, labels, rounds, case["batch"], unit, goal)
+
+
+def on_card(name, case, options, steps):
+    """As against_peer, on the first CUDA card; for training also the share of the card's own matrix rate."""
+    labels, sides = commands(options)
+    pair = [Side(command, case, options.threads) for command in sides[:2]]
+    check(name, *pair)
+    rate = pair[1].ask({"rate": case["precision"]})["rate"]
+    for side in pair:
+        side.close()
+    rounds, memory = measure_alone([(command, case) for command in sides], options, steps)
+    training = "train" in case["work"]
+    show(name, labels, rounds, case["batch"], "images/s" if training else "image steps/s")
+    for i, label in enumerate(labels):
+        line = {"what": name, "side": label, "memory MB": memory[i]}
+        if training:
+            line["of the matrix rate"] = round(step_flops(case) / statistics.median(r[i] for r in rounds) / rate, 3)
+        print(json.dumps(line), flush=True)
+    print(json.dumps({"what": name, "matrix rate, TFLOP/s": round(rate / 1e12, 1)}), flush=True)
 
 
 def growth(name, selection, counts, options, goal=None):
@@ -143,20 +185,27 @@ CASES = {
     "growth-top2": lambda name, o: growth(name, {"top-k": 2}, [8, 64], o, 1.15),
     "growth-full": lambda name, o: growth(name, "full", [8, 16, 32], o, 2.0),
 }
+# XL/2 on the first CUDA card: a training step, with and without recomputation, and 50 steps of sampling 256x256 pixels.
+CARD_CASES = {
+    "card-train-xl2": lambda name, o: on_card(name, train(XL2, 128, "bf16", cuda=True), o, 5),
+    "card-train-xl2-recompute": lambda name, o: on_card(name, train(XL2, 128, "bf16", cuda=True, recompute=True), o, 5),
+    "card-sample-xl2": lambda name, o: on_card(name, sample(XL2, 8, 4, {"top-k": 2}, cuda=True), o, 50),
+}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"what to measure, all by default: {', '.join(CASES)}")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"what to measure: {', '.join(CASES)}, which is all by default; on a CUDA card also {', '.join(CARD_CASES)}")
     parser.add_argument("--ours", required=True, help="hdd-node's side")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each side [%(default)s]")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each side [%(default)s]")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn, about [%(default)s]")
     options = parser.parse_args()
+    known = CASES | CARD_CASES
+    if unknown := [name for name in options.cases if name not in known]:
+        parser.error(f"no case is named {unknown[0]}; there are {', '.join(known)}")
     for name in options.cases or CASES:
-        if name not in CASES:
-            parser.error(f"no case is named {name}; there are {', '.join(CASES)}")
-        CASES[name](name, options)
+        known[name](name, options)
 
 
 main()

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 def position_table(width, side):
@@ -111,9 +112,9 @@ class FinalLayer(nn.Module):
 class Expert(nn.Module):
     """Text-conditioned DiT with AdaLN-Single; `a` is an architecture as hdd-node writes it."""
 
-    def __init__(self, a):
+    def __init__(self, a, recompute=False):
         super().__init__()
-        self.a = a
+        self.a, self.recompute = a, recompute
         self.x_embedder = PatchEmbed(a["channels"], a["width"], a["patch"])
         self.t_embedder = TimestepEmbed(a["width"])
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(a["width"], 6 * a["width"]))
@@ -130,7 +131,10 @@ class Expert(nn.Module):
         text = self.text_proj(text)
         h = self.x_embedder(x) + self.position
         for block in self.blocks:
-            h = block(h, text, modulation)
+            if self.recompute:
+                h = checkpoint(block, h, text, modulation, use_reentrant=False)
+            else:
+                h = block(h, text, modulation)
         h = self.final_layer(h, time)
         patch, side = self.a["patch"], self.a["size"] // self.a["patch"]
         h = h.unflatten(1, (side, side)).unflatten(3, (patch, patch, -1))

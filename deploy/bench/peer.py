@@ -6,6 +6,7 @@ With --compile the networks go through torch.compile.
 
 import contextlib
 import json
+import math
 import pathlib
 import sys
 import time
@@ -27,7 +28,7 @@ class Training:
         images = case["work"]["train"]["images"]
         self.latents = torch.randn(images, self.a["channels"], self.a["size"], self.a["size"], device=self.device)
         self.text = torch.randn(images, self.a["text_length"], self.a["text_width"], device=self.device)
-        self.network = Expert(self.a).to(self.device)
+        self.network = Expert(self.a, case["work"]["train"]["recompute"]).to(self.device)
         torch.nn.init.zeros_(self.network.final_layer.linear.weight)
         self.forward = torch.compile(self.network) if compiled else self.network
         self.parameters = list(self.network.parameters())
@@ -117,6 +118,21 @@ class Sampling:
         return self.run(3), case["output"]
 
 
+def matrix_rate(case):
+    """Operations a second of a large matrix product in the case's precision."""
+    device, n = ("cuda", 8192) if case["cuda"] else ("cpu", 1024)
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(case["precision"], torch.float32)
+    a, b = (torch.randn(n, n, device=device, dtype=kind) for _ in range(2))
+    best = math.inf
+    for _ in range(10):
+        start = time.perf_counter()
+        for _ in range(10):
+            c = a @ b
+        c.sum().item()  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 10 * 2 * n**3 / best
+
+
 def reply(**words):
     print(json.dumps(words), flush=True)
 
@@ -133,6 +149,8 @@ def main():
         if "check" in command:
             own, other = side.check(pathlib.Path(command["check"]))
             reply(difference=(own - other).abs().max().item(), scale=other.abs().max().item())
+        elif "rate" in command:
+            reply(rate=matrix_rate(case))
         else:
             start = time.perf_counter()
             side.run(command["run"])
