@@ -2,7 +2,7 @@
 # The whole journey on this machine: a bootstrap, four contributors and an aggregator, each its own process with its own key,
 # data folder and port on loopback, make a model together; then a client asks it for pictures.
 #
-#   deploy/demo.sh            16 prompts, 300 images and 1,000 steps an expert
+#   deploy/demo.sh            16 prompts, 300 images and 1,500 steps an expert
 #   deploy/demo.sh --quick    a first look: 400 steps, one picture a prompt
 #   deploy/demo.sh --full     every image of every cluster, 6,000 steps: about an hour on two cores
 #   deploy/demo.sh --fresh    forget what an earlier run trained, first
@@ -12,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . deploy/prepare.sh
 
-size=normal steps=1000 count=4 limit=(--limit 300) home=demo/network minutes=10
+size=normal steps=1500 count=4 limit=(--limit 300) home=demo/network minutes=10
 for flag in "$@"; do
   case $flag in
     --quick) size=quick steps=400 count=1 home=demo/quick minutes=4 ;;

@@ -38,7 +38,7 @@ pub fn norm_modulate(x: &Tensor, shift: &Tensor, scale: &Tensor, epsilon: f64) -
 }
 
 /// The tanh GELU.
-fn gelu(x: &Tensor) -> Tensor {
+pub fn gelu(x: &Tensor) -> Tensor {
     fused::gelu(x).unwrap_or_else(|| x.gelu("tanh"))
 }
 
@@ -144,12 +144,7 @@ impl Attention {
 
     /// `(B, N, D) -> (B, N, D)`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let rows = self.qkv.forward(x); // (B, N, 3 D)
-        let attended = fused::attention(&rows, None, self.heads).unwrap_or_else(|| {
-            let parts = rows.chunk(3, 2);
-            attend(&parts[0], &parts[1], &parts[2], self.heads)
-        });
-        self.proj.forward(&attended)
+        self.proj.forward(&attention(&self.qkv.forward(x), None, self.heads))
     }
 }
 
@@ -178,20 +173,24 @@ impl CrossAttention {
     /// `(B, N, D)` and text `(B, L, D)` to `(B, N, D)`.
     pub fn forward(&self, x: &Tensor, text: &Tensor) -> Tensor {
         let (q, kv) = (self.q_linear.forward(x), self.kv_linear.forward(text));
-        let attended = fused::attention(&q, Some(&kv), self.heads).unwrap_or_else(|| {
-            let parts = kv.chunk(2, 2);
-            attend(&q, &parts[0], &parts[1], self.heads)
-        });
-        self.proj.forward(&attended)
+        self.proj.forward(&attention(&q, Some(&kv), self.heads))
     }
 }
 
-/// libtorch's softmax attention of `(B, N, D)` queries to `(B, L, D)` keys and values, `(B, N, D)`.
-fn attend(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64) -> Tensor {
-    let split = |x: &Tensor| x.unflatten(2, [heads, -1]).transpose(1, 2); // (B, h, N, D/h)
-    Tensor::scaled_dot_product_attention(&split(q), &split(k), &split(v), None::<Tensor>, 0.0, false, None, false)
-        .transpose(1, 2)
-        .flatten(2, 3)
+/// Softmax attention, `(B, N, D)`: of the queries, keys and values side by side in `q_rows (B, N, 3 D)`, or of the queries
+/// `q_rows (B, N, D)` to the keys and values in `kv_rows (B, L, 2 D)`. Heads share D out in order.
+pub fn attention(q_rows: &Tensor, kv_rows: Option<&Tensor>, heads: i64) -> Tensor {
+    fused::attention(q_rows, kv_rows, heads).unwrap_or_else(|| {
+        let parts = match kv_rows {
+            None => q_rows.chunk(3, 2),
+            Some(kv) => [q_rows.shallow_clone()].into_iter().chain(kv.chunk(2, 2)).collect(),
+        };
+        let split = |x: &Tensor| x.unflatten(2, [heads, -1]).transpose(1, 2); // (B, h, N, D/h)
+        let (q, k, v) = (split(&parts[0]), split(&parts[1]), split(&parts[2]));
+        Tensor::scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, false, None, false)
+            .transpose(1, 2)
+            .flatten(2, 3)
+    })
 }
 
 /// Two linear layers with the tanh GELU between, hidden width 4 D.

@@ -5,5 +5,6 @@ mod layers;
 
 pub use dit::{Dit, Shared};
 pub use layers::{
-    Attention, Mlp, PatchEmbed, TimestepEmbed, fill_normal, gate, linear, norm_modulate, position_embedding, unpatchify,
+    Attention, Mlp, PatchEmbed, TimestepEmbed, attention, fill_normal, gate, gelu, linear, norm_modulate,
+    position_embedding, unpatchify,
 };
